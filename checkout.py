@@ -1,0 +1,339 @@
+"""Open a checkout, hear an event, look at a payment: what paygate does with a payment and its provider.
+
+No database connection is held while the provider is asked.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import db
+import log
+import money
+import paystack
+
+SHORTEST_CALL_SECONDS = 1
+LOOK_LEASE_SECONDS = 120
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+LOOKS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
+"""When a payment is looked at, counted from its reservation; then every 30 minutes until its time ends."""
+
+
+class Unanswered(Exception):
+    """The provider gave no answer in time. The lease is given back: the same key goes on where this request stopped."""
+
+    def __init__(self, retry_after_seconds: float = 1) -> None:
+        super().__init__(retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UsedUp(Exception):
+    """All nine references of a payment were tried; a person must look."""
+
+
+Render = Callable[[db.Payment, paystack.Refused | None], db.Answer]
+"""Writes the answer of a finished request: the payment as it stands, or why the provider refused it."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What opening a checkout needs besides the reservation. `pay_url` is the customer's page, without the id."""
+
+    database: db.Database
+    gateway: paystack.Gateway
+    pay_url: str
+    lease_seconds: float
+    render: Render
+
+    def budget_seconds(self) -> float:
+        """How long after taking a lease the provider may be asked: one call and a half, and never past the lease."""
+        return min(1.5 * self.gateway.timeout_seconds + 1, self.lease_seconds - 1)
+
+
+def open_checkout(desk: Desk, reservation: db.Reservation) -> db.Answer:
+    """Open the checkout of a reserved payment, or go on where an earlier request stopped, and store the answer.
+
+    Walks the references PG-x, PG-x-2 … PG-x-9: one that exists already was initialized by a request whose answer was
+    lost, and its URL cannot be had again, so it is verified, and an unpaid one is left for the next. Raises Unanswered,
+    UsedUp, paystack.Misconfigured (each with the lease given back), db.InFlight, db.Unavailable.
+    """
+    walk = Walk(desk, reservation)
+    try:
+        outcome = walk.to_an_outcome()
+    except BaseException as stop:
+        db.give_back(desk.database, reservation, attempt=walk.attempt, reference_exists=walk.reference_exists)
+        if isinstance(stop, UsedUp):
+            db.note_incident(desk.database, reservation.payment, "references_used_up")
+        raise
+    match outcome:
+        case paystack.Opened(checkout_url):
+            return _settle_opened(desk, reservation, checkout_url, walk.attempt)
+        case paystack.Refused(reason=reason) as refused:
+            return _settle(desk, reservation, refused, refusal=reason)
+        case money.Charge() as charge:
+            db.note_charge(desk.database, charge, reservation.payment.source)
+    return _settle(desk, reservation, None)
+
+
+class Walk:
+    """The way along the references of a payment, until the provider says something that can be settled."""
+
+    def __init__(self, desk: Desk, reservation: db.Reservation) -> None:
+        self.desk = desk
+        self.payment = reservation.payment
+        self.is_over = reservation.is_over
+        self.attempt = reservation.payment.attempt
+        self.reference_exists = reservation.reference_exists
+        self.deadline = reservation.taken_at + desk.budget_seconds()
+
+    def to_an_outcome(self) -> paystack.Opened | paystack.Refused | money.Charge | None:
+        """What to settle; None when there is nothing to open any more."""
+        if self.payment.status != "pending" or self.is_over:
+            return None
+        while self.attempt <= db.LAST_ATTEMPT:
+            outcome = self._verify() if self.reference_exists else self._initialize()
+            match outcome:
+                case paystack.Opened() | paystack.Refused() | money.Charge():
+                    return outcome
+                case paystack.Duplicate():
+                    self.reference_exists = True
+                case paystack.Unpaid():
+                    self._next_reference()
+                case paystack.NotFound():
+                    self.reference_exists = False
+                    raise Unanswered
+                case paystack.UnderWay():
+                    raise Unanswered
+        raise UsedUp
+
+    def _next_reference(self) -> None:
+        if self.attempt == db.LAST_ATTEMPT:
+            raise UsedUp
+        self.attempt += 1
+        self.reference_exists = False
+
+    def _initialize(self) -> paystack.Opened | paystack.Duplicate | paystack.Refused:
+        """Once more with the same reference when the first answer is unknown, but not when we were asked to wait."""
+        try:
+            return self._initialize_once()
+        except paystack.Unavailable as unknown:
+            if unknown.asked_to_wait or self._left_seconds() < SHORTEST_CALL_SECONDS:
+                raise Unanswered(unknown.retry_after_seconds or 1) from unknown
+        try:
+            return self._initialize_once()
+        except paystack.Unavailable as unknown:
+            raise Unanswered(unknown.retry_after_seconds or 1) from unknown
+
+    def _initialize_once(self) -> paystack.Opened | paystack.Duplicate | paystack.Refused:
+        return self.desk.gateway.initialize(
+            reference=db.reference_of_attempt(self.payment.reference, self.attempt),
+            email=self.payment.customer_email,
+            amount_minor=self.payment.amount_minor,
+            currency=self.payment.currency,
+            callback_url=self.desk.pay_url + self.payment.id,
+            metadata={"payment": self.payment.id, "cancel_action": self.desk.pay_url + self.payment.id},
+            within_seconds=self._call_seconds(),
+        )
+
+    def _verify(self) -> money.Charge | paystack.Unpaid | paystack.UnderWay | paystack.NotFound:
+        reference = db.reference_of_attempt(self.payment.reference, self.attempt)
+        try:
+            return self.desk.gateway.verify(reference, self._call_seconds())
+        except paystack.Unavailable as unknown:
+            raise Unanswered(unknown.retry_after_seconds or 1) from unknown
+
+    def _left_seconds(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _call_seconds(self) -> float:
+        """How long the next call may take. Raises Unanswered when too little is left to begin one."""
+        left = self._left_seconds()
+        if left < SHORTEST_CALL_SECONDS:
+            raise Unanswered
+        return min(self.desk.gateway.timeout_seconds, left)
+
+
+def _settle_opened(desk: Desk, reservation: db.Reservation, checkout_url: str, attempt: int) -> db.Answer:
+    """The usual end in one statement; anything that happened meanwhile is found under the locks of `db.settle`."""
+    opened = replace(reservation.payment, checkout_url=checkout_url, attempt=attempt)
+    answer = desk.render(opened, None)
+    if db.settle_checkout(desk.database, reservation, opened, answer):
+        return answer
+    return _settle(desk, reservation, None, checkout_url=checkout_url, attempt=attempt)
+
+
+def _settle(
+    desk: Desk,
+    reservation: db.Reservation,
+    refused: paystack.Refused | None,
+    *,
+    checkout_url: str | None = None,
+    attempt: int = 1,
+    refusal: str | None = None,
+) -> db.Answer:
+    def render(payment: db.Payment) -> db.Answer:
+        return desk.render(payment, refused if payment.status == "failed" else None)
+
+    return db.settle(desk.database, reservation, render, checkout_url=checkout_url, attempt=attempt, refusal=refusal)
+
+
+# Events
+
+
+def hear(database: db.Database, gateway: paystack.Gateway, body: bytes) -> None:
+    """Store a signed webhook and apply it, in one transaction. Raises db.Unavailable when it could not be stored.
+
+    When applying fails, for whatever reason, the event is stored alone, and the worker applies it.
+    """
+    if not _apply_event(database, gateway, body):
+        delivery = _delivery(paystack.read_event(body, gateway.mode), body, gateway.mode)
+        database.run(lambda conn: db.record_event(conn, delivery))
+
+
+def apply_due_events(database: db.Database, gateway: paystack.Gateway, limit: int) -> int:
+    """Apply the events whose first handling failed; how many were tried."""
+    bodies = db.claim_events(database, gateway.mode, limit)
+    for body in bodies:
+        _apply_event(database, gateway, body.encode())
+    return len(bodies)
+
+
+def _apply_event(database: db.Database, gateway: paystack.Gateway, body: bytes) -> bool:
+    """Store an event and what it changes, in one transaction. False when that failed by an error of ours."""
+    event = paystack.read_event(body, gateway.mode)
+    delivery = _delivery(event, body, gateway.mode)
+    try:
+        database.transaction("webhook", "charge", lambda conn: _record_and_apply(conn, delivery, event))
+    except db.Unavailable:
+        raise
+    except Exception as error:  # not even a bug may cost the event: it is kept, and tried again
+        log.failure("event_not_applied", error)
+        return False
+    return True
+
+
+def _delivery(event: paystack.Event | None, body: bytes, mode: str) -> db.Delivery:
+    """How an event is stored: what is not ours by its name, reference and digest only."""
+    digest = hashlib.sha256(body).digest()
+    if event is None:
+        return db.Delivery(mode, digest, "no_event")
+    if event.reference is None or not db.REFERENCE_PATTERN.fullmatch(event.reference):
+        return db.Delivery(mode, digest, "foreign", event.name, event.reference)
+    outcome = "received" if event.mode in (mode, None) else "other_mode"
+    return db.Delivery(mode, digest, outcome, event.name, event.reference, body.decode())
+
+
+def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: paystack.Event | None) -> None:
+    event_id = db.record_event(conn, delivery)
+    if event is None or event.reference is None or delivery.outcome != "received":
+        return
+    if event.charge is not None:
+        payment = db.apply_charge(conn, event.charge, "webhook")
+        db.mark_event(conn, event_id, "applied" if payment else "noted", payment.id if payment else None)
+        return
+    if event.name.startswith("charge.dispute."):
+        db.open_incident(conn, delivery.mode, "dispute", event.reference, db.payment_of(conn, event.reference))
+    db.mark_event(conn, event_id, "noted", db.payment_of(conn, event.reference))
+
+
+# Looking
+
+
+def look_at_due(database: db.Database, gateway: paystack.Gateway, limit: int) -> tuple[int, float]:
+    """Look at the payments most overdue; how many there were, and for how many seconds the provider asks us to wait."""
+    dues = db.claim_due(database, gateway.mode, limit, LOOK_LEASE_SECONDS)
+    for looked, due in enumerate(dues, start=1):
+        try:
+            look(database, gateway, due)
+        except paystack.Unavailable as unknown:
+            if unknown.asked_to_wait:
+                return looked, unknown.retry_after_seconds or 0
+    return len(dues), 0
+
+
+def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
+    """Ask the provider what has become of a payment, at every reference up to the one it has reached, and store it.
+
+    Raises paystack.Unavailable, after the next look has been fixed, when the provider asks us to wait.
+    """
+    payment, declined, is_answered, is_paid = due.payment, None, True, False
+    wait: paystack.Unavailable | None = None
+    started = time.monotonic()
+    for attempt in range(1, payment.attempt + 1):
+        reference = db.reference_of_attempt(payment.reference, attempt)
+        try:
+            verdict = gateway.verify(reference, gateway.timeout_seconds)
+        except paystack.Unavailable as unknown:
+            is_answered = False
+            if unknown.asked_to_wait:
+                wait = unknown
+                break
+            continue
+        except paystack.Misconfigured:
+            log.event("provider_refuses_us", level=logging.ERROR, reference=reference)
+            is_answered = False
+            continue
+        match verdict:
+            case money.Charge() as charge:
+                db.note_charge(database, charge, "worker")
+                is_paid = True
+            case paystack.Unpaid(declined=reason):
+                declined = reason or declined
+            case paystack.NotFound():
+                # Of a reference that was opened this is no answer: its transaction exists.
+                is_answered = is_answered and attempt == payment.attempt and not due.is_opened
+            case paystack.UnderWay():
+                is_answered = False
+    outcome = "paid" if is_paid else "unpaid" if is_answered else "no_answer"
+    log.event("looked", payment=payment.id, outcome=outcome, ms=(time.monotonic() - started) * 1000)
+    if not is_paid:
+        ended = _end_of(due, declined) if is_answered else None
+        db.finish_look(
+            database,
+            payment.id,
+            next_seconds=next_look_seconds(due.age_seconds, due.over_seconds, ended or payment.status),
+            status=ended,
+            status_reason=f"last try declined: {declined}" if declined else None,
+        )
+    if wait is not None:
+        raise wait
+
+
+def _end_of(due: db.Due, declined: str | None) -> str | None:
+    """The status of a pending payment whose time is over, once the provider has said that it is unpaid."""
+    if due.payment.status != "pending" or due.over_seconds < 0:
+        return None
+    return "failed" if declined else "expired"
+
+
+def next_look_seconds(age_seconds: float, over_seconds: float, status: str) -> float | None:
+    """When to look next at an unpaid payment of this age, `over_seconds` after its time ended (negative before).
+
+    None a year after its end. It is reckoned from the age alone, so a look that somebody asked for changes nothing.
+    """
+    if status != "pending":
+        return DAY if over_seconds < 30 * DAY else 7 * DAY if over_seconds < 365 * DAY else None
+    if over_seconds >= 0:
+        return 30 * MINUTE
+    next_age = next((age for age in LOOKS_SECONDS if age > age_seconds), age_seconds + 30 * MINUTE)
+    return min(next_age - age_seconds, -over_seconds)
+
+
+# Every day
+
+
+def apply_listed_charges(database: db.Database, gateway: paystack.Gateway, days: int = 4) -> int:
+    """Apply every success of the last `days` that bears one of our references; how many there were.
+
+    So a payment is found without a webhook and without its own look. Raises paystack.Unavailable and Misconfigured.
+    """
+    found = 0
+    for charge in gateway.transactions(since=datetime.now(UTC) - timedelta(days=days)):
+        if db.REFERENCE_PATTERN.fullmatch(charge.reference):
+            db.note_charge(database, charge, "worker")
+            found += 1
+    return found

@@ -1,0 +1,52 @@
+"""gunicorn's settings, read by `gunicorn 'paygate:create_app()'` in this folder; all of them from the environment."""
+
+import socket
+import struct
+from typing import Any
+
+import log
+import settings
+import worker
+
+paygate_settings = settings.load()
+
+bind = [f"{paygate_settings.host}:{paygate_settings.port}"]
+workers = paygate_settings.web_concurrency
+worker_class = "gthread"
+threads = paygate_settings.threads
+# A stopping process finishes its requests: a call to the provider and its retry, at most.
+graceful_timeout = int(1.5 * paygate_settings.paystack_timeout_seconds) + 5
+# No server in front is assumed to be there; X-Forwarded-* is not gunicorn's business.
+forwarded_allow_ips = ""
+# gunicorn would make a control socket under $HOME, which a read-only container has not.
+control_socket_disable = True
+accesslog = None  # our middleware logs each request, without what could be somebody's data
+
+SOCKET_TIMEOUT_SECONDS = 5
+
+
+def on_starting(server: Any) -> None:
+    log.configure(paygate_settings.log_level)
+
+
+def when_ready(server: Any) -> None:
+    """A client that sends half a request would hold its thread for ever, and as many such clients as there are threads
+    the whole process: accepted sockets inherit these time-outs from the listening ones."""
+    seconds = struct.pack("ll", SOCKET_TIMEOUT_SECONDS, 0)
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+
+
+def post_worker_init(process: Any) -> None:
+    """Start the background loops in this process, on the app's own pool."""
+    if paygate_settings.run_worker:
+        app = process.wsgi
+        process.background = worker.Worker(app.settings, app.database, app.gateway)
+        process.background.start()
+
+
+def worker_exit(server: Any, process: Any) -> None:
+    if hasattr(process, "background"):
+        process.background.stop()
+    process.wsgi.database.close()

@@ -1,0 +1,74 @@
+"""One JSON line an event, with a fixed set of fields, so that no customer's data and no secret can reach a log."""
+
+import contextvars
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+logger = logging.getLogger("paygate")
+
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+"""The request that this thread is answering."""
+
+
+def event(
+    name: str,
+    *,
+    level: int = logging.INFO,
+    payment: str | None = None,
+    reference: str | None = None,
+    ms: float | None = None,
+    outcome: str | int | None = None,
+) -> None:
+    """Log that `name` happened. `outcome` is a word or a status of ours, never text that somebody sent."""
+    if logger.isEnabledFor(level):
+        fields = {
+            "payment": payment,
+            "reference": reference,
+            "ms": round(ms, 1) if ms is not None else None,
+            "outcome": outcome,
+            "request_id": request_id.get(),
+        }
+        logger.log(level, name, extra={"fields": {key: value for key, value in fields.items() if value is not None}})
+
+
+def failure(name: str, error: BaseException, *, payment: str | None = None) -> None:
+    """Log an error that nobody expected: its type and where it was raised, without its message.
+
+    The messages of psycopg quote rows ("Failing row contains …") and those of requests URLs and headers. A violated
+    constraint is named, for its name says what is wrong.
+    """
+    diagnosis = getattr(error, "diag", None)
+    words = (type(error).__name__, getattr(error, "sqlstate", None), getattr(diagnosis, "constraint_name", None))
+    frames = [
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    outcome = " ".join(word for word in words if word) + " at " + " ".join(frames[-6:])
+    event(name, level=logging.ERROR, payment=payment, outcome=outcome)
+
+
+class Line(logging.Formatter):
+    """A record as one line of JSON. Of a record that is not ours (gunicorn's, psycopg's) only the level and the source
+    are kept where a message could quote what somebody sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        ours = getattr(record, "fields", None)
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "event": record.getMessage() if ours is not None or record.name == "gunicorn.error" else record.name,
+            **(ours or {}),
+        }
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure(level: str) -> None:
+    """Send what is logged to stderr, one JSON line an event."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel("WARNING")
+    logger.setLevel(level)

@@ -1,0 +1,95 @@
+"""Amounts of money and charges, exact from the first byte to the last: no float anywhere.
+
+`amount_minor` is always an int in hundredths (kobo, pesewa, cent), for every currency; Paystack counts XOF so too,
+though it has no hundredths in daily use (https://paystack.com/docs/api/#supported-currency).
+"""
+
+import decimal
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+
+@dataclass(frozen=True)
+class Currency:
+    decimals: int
+    minimum_minor: int
+    """The least that Paystack takes (https://support.paystack.com, "minimum transaction amount")."""
+
+
+CURRENCIES = {
+    "NGN": Currency(decimals=2, minimum_minor=50_00),
+    "GHS": Currency(decimals=2, minimum_minor=10),
+    "KES": Currency(decimals=2, minimum_minor=3_00),
+    "ZAR": Currency(decimals=2, minimum_minor=1_00),
+    "USD": Currency(decimals=2, minimum_minor=2_00),
+    "XOF": Currency(decimals=0, minimum_minor=1_00),
+}
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Money that came, as the provider tells it: what the customer paid, and what we had asked for where that is told.
+
+    They differ where the customer bears the fees, and where something is wrong.
+    """
+
+    reference: str
+    mode: str
+    provider_id: int | None
+    amount_minor: int
+    requested_minor: int | None
+    fees_minor: int | None
+    currency: str
+    channel: str | None
+    paid_at: datetime | None
+
+    def pays(self, amount_minor: int, currency: str) -> bool:
+        """Whether it was asked at exactly this amount and currency, and paid in full."""
+        asked = amount_minor if self.requested_minor is None else self.requested_minor
+        return self.currency == currency and asked == amount_minor and self.amount_minor >= amount_minor
+
+
+DIGITS_BEFORE_POINT = 12
+PLAIN_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
+
+
+def parse(text: str, currency: str) -> int:
+    """The amount written in `text` (major units, a JSON number or a plain decimal) as `amount_minor`.
+
+    Raises ValueError with a message for the person who sent it: not a number, not above 0, below the currency's
+    minimum, too many digits, more decimals than the currency has (never rounded).
+    """
+    facts = CURRENCIES[currency]
+    try:
+        amount = Decimal(text)
+    except decimal.InvalidOperation:
+        raise ValueError("must be an amount such as 50 or 50.00") from None
+    exponent = amount.as_tuple().exponent
+    if not isinstance(exponent, int):  # NaN, Infinity
+        raise ValueError("must be an amount such as 50 or 50.00")
+    if amount <= 0:
+        raise ValueError("must be greater than 0")
+    # Only looked at, never computed with, until its size is known: int() of 1e999999999 takes minutes.
+    if amount.adjusted() >= DIGITS_BEFORE_POINT:
+        raise ValueError(f"must have at most {DIGITS_BEFORE_POINT} digits before the point")
+    if -exponent > facts.decimals:
+        if facts.decimals == 0:
+            raise ValueError(f"must be a whole amount in {currency}")
+        raise ValueError(f"must have at most {facts.decimals} decimals in {currency}")
+    amount_minor = int(amount * 100)
+    if amount_minor < facts.minimum_minor:
+        raise ValueError(f"must be at least {render(facts.minimum_minor, currency)} {currency}")
+    return amount_minor
+
+
+def render(amount_minor: int, currency: str) -> str:
+    """`amount_minor` in major units, with the currency's decimals: `50.00`, `-3.10`; XOF `500`.
+
+    A currency that is not ours (a charge may bear any) and a part of a whole currency are written with two decimals.
+    """
+    sign = "-" if amount_minor < 0 else ""
+    whole, hundredths = divmod(abs(amount_minor), 100)
+    decimals = CURRENCIES[currency].decimals if currency in CURRENCIES else 2
+    return f"{sign}{whole}" if decimals == 0 and hundredths == 0 else f"{sign}{whole}.{hundredths:02d}"

@@ -1,0 +1,411 @@
+"""Paystack's REST API, as far as paygate needs it: typed outcomes of initialize, verify and list, and signed events.
+
+Nothing that Paystack sends is believed before it has been read here: by the HTTP status first, then `status is true`,
+then the members that are needed (https://paystack.com/docs/api/). What cannot be read is `Unavailable`: no answer.
+"""
+
+import contextvars
+import hashlib
+import hmac
+import http.client
+import io
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import requests
+import requests.adapters
+import urllib3
+import urllib3.connection
+
+from money import Charge
+from settings import PAYSTACK_URL, origin
+
+CHECKOUT_ORIGIN = "https://checkout.paystack.com"
+LARGEST_ANSWER = 4 * 1024 * 1024
+PER_PAGE = 100
+
+
+class Unavailable(Exception):
+    """No answer that says what happened: the call may or may not have taken effect."""
+
+    def __init__(self, outcome: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def asked_to_wait(self) -> bool:
+        return self.retry_after_seconds is not None
+
+
+class Misconfigured(Exception):
+    """Paystack refuses our key or our account's set-up: nothing that a customer or a retry can mend."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    checkout_url: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """The reference has been initialized before; the URL of that call cannot be had again."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Paystack takes no payment of this customer or amount."""
+
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unpaid:
+    """Nobody has paid. `declined` is the provider's word for the last try, if there was one."""
+
+    declined: str | None
+
+
+@dataclass(frozen=True)
+class NotFound:
+    pass
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """The customer is acting, or a word that we do not know: neither paid nor unpaid."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A signed webhook. `mode` is None where it does not say; `charge` is set for a readable `charge.success` alone."""
+
+    name: str
+    reference: str | None
+    mode: str | None
+    charge: Charge | None
+
+
+class Gateway:
+    """Paystack, or whatever stands at `url` in its place. Safe to share between threads.
+
+    `mode` is that of the keys; an answer of the other mode is no answer.
+    """
+
+    def __init__(self, keys: tuple[str, ...], url: str, timeout_seconds: float, mode: str) -> None:
+        self.keys = keys
+        self.url = url
+        self.timeout_seconds = timeout_seconds
+        self.mode = mode
+        self.checkout_origins = {CHECKOUT_ORIGIN}
+        if url != PAYSTACK_URL:
+            self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
+        self.session = requests.Session()
+        # A .netrc would replace our Authorization header, and a proxy in the environment would see it.
+        self.session.trust_env = False
+        self.session.headers.update({"Authorization": f"Bearer {keys[0]}", "Accept": "application/json"})
+        self.session.headers["Accept-Encoding"] = "identity"
+        self.session.mount(url, BoundedAdapter(pool_connections=1, pool_maxsize=256))
+
+    def initialize(
+        self,
+        *,
+        reference: str,
+        email: str,
+        amount_minor: int,
+        currency: str,
+        callback_url: str,
+        metadata: dict[str, str],
+        within_seconds: float,
+    ) -> Opened | Duplicate | Refused:
+        """Open a transaction under `reference`. Raises Unavailable and Misconfigured.
+
+        https://paystack.com/docs/api/transaction/#initialize
+        """
+        status, answer = self._call(
+            "POST",
+            "/transaction/initialize",
+            within_seconds,
+            {
+                "reference": reference,
+                "email": email,
+                "amount": amount_minor,
+                "currency": currency,
+                "callback_url": callback_url,
+                "metadata": metadata,
+            },
+        )
+        if status == 200:
+            data = _data(answer)
+            url = data.get("authorization_url")
+            if data.get("reference") != reference or not isinstance(url, str) or not self._is_checkout(url):
+                raise Unavailable("unreadable")
+            return Opened(url)
+        code, message = _complaint(answer)
+        if code == "duplicate_reference" or ("duplicate" in message.lower() and "reference" in message.lower()):
+            return Duplicate()
+        if status == 400 and (field := _field_named(message)):
+            return Refused(field, message)
+        raise Misconfigured
+
+    def verify(self, reference: str, within_seconds: float) -> Charge | Unpaid | UnderWay | NotFound:
+        """What has become of `reference`. Raises Unavailable and Misconfigured.
+
+        https://paystack.com/docs/api/transaction/#verify
+        """
+        status, answer = self._call("GET", f"/transaction/verify/{reference}", within_seconds)
+        if status == 200:
+            data = _data(answer)
+            if data.get("reference") != reference or data.get("domain", self.mode) != self.mode:
+                raise Unavailable("unreadable")
+            return read_transaction(data, self.mode)
+        code, message = _complaint(answer)
+        if status in (400, 404) and (code == "transaction_not_found" or "not found" in message.lower()):
+            return NotFound()
+        raise Misconfigured
+
+    def transactions(self, since: datetime) -> Iterator[Charge]:
+        """Every charge of our mode among the account's transactions from `since` on, asked for page after page.
+
+        Raises Unavailable and Misconfigured. https://paystack.com/docs/api/transaction/#list
+        """
+        page = 1
+        while True:
+            query = f"?perPage={PER_PAGE}&page={page}&from={since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+            status, answer = self._call("GET", "/transaction" + query, self.timeout_seconds)
+            if status != 200:
+                raise Misconfigured
+            rows = answer.get("data") if answer.get("status") is True else None
+            if not isinstance(rows, list):
+                raise Unavailable("unreadable")
+            for row in rows:
+                if isinstance(row, dict) and row.get("domain", self.mode) == self.mode:
+                    try:
+                        transaction = read_transaction(row, self.mode)
+                    except Unavailable:
+                        continue  # one row that cannot be read hides no other; its own look will say so
+                    if isinstance(transaction, Charge):
+                        yield transaction
+            if len(rows) < PER_PAGE:
+                return
+            page += 1
+
+    def is_signed(self, body: bytes, signature: str) -> bool:
+        """Whether one of our keys made `signature` over the raw `body`, compared in constant time.
+
+        https://paystack.com/docs/payments/webhooks/#signature-validation
+        """
+        given = signature.encode("latin-1", "replace")
+        made = [hmac.new(key.encode(), body, hashlib.sha512).hexdigest().encode() for key in self.keys]
+        return any(hmac.compare_digest(each, given) for each in made)
+
+    def _is_checkout(self, url: str) -> bool:
+        """A customer is sent to nothing but Paystack's checkout, or the stand-in's own."""
+        return url.isascii() and url.isprintable() and " " not in url and origin(url) in self.checkout_origins
+
+    def _call(
+        self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """One call, `within_seconds` in all: its status and its JSON object, for 200 and for a 4xx that says why.
+
+        Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
+        """
+        token = DEADLINE.set(time.monotonic() + within_seconds)
+        try:
+            with self.session.request(
+                method, self.url + path, json=body, timeout=within_seconds, allow_redirects=False, stream=True
+            ) as response:
+                content = response.raw.read(LARGEST_ANSWER + 1, decode_content=False)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise Unavailable("time-out" if _is_timeout(error) else "unreachable") from error
+        finally:
+            DEADLINE.reset(token)
+        status = response.status_code
+        if status == 429:
+            raise Unavailable("429", _retry_after(response.headers.get("Retry-After", "")))
+        if status != 200 and not 400 <= status < 500:
+            raise Unavailable(str(status))
+        answer = _json(content) if len(content) <= LARGEST_ANSWER else None
+        if not isinstance(answer, dict) or (status == 200 and answer.get("status") is not True):
+            raise Unavailable("unreadable")
+        return status, answer
+
+
+def read_event(body: bytes, mode: str) -> Event | None:
+    """The event in a signed `body`; None when it is none.
+
+    `mode` stands in where an event does not say its own, as in Paystack's older samples.
+    """
+    content = _json(body)
+    data = content.get("data") if isinstance(content, dict) else None
+    name = content.get("event") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 100 or not isinstance(data, dict):
+        return None
+    transaction = data.get("transaction")
+    references = (
+        data.get("reference"),
+        data.get("transaction_reference"),
+        transaction.get("reference") if isinstance(transaction, dict) else None,
+    )
+    reference = next((each for each in references if isinstance(each, str) and each.isprintable()), None)
+    domain = data.get("domain")
+    charge = None
+    if name == "charge.success":
+        try:
+            charge = read_transaction(data, mode)
+        except Unavailable:
+            charge = None
+    return Event(
+        name=name,
+        reference=reference[:200] if reference else None,
+        mode=domain if isinstance(domain, str) else None,
+        charge=charge if isinstance(charge, Charge) else None,
+    )
+
+
+def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | UnderWay:
+    """What a transaction object says, from verify, the list or `charge.success`. Raises Unavailable if unreadable.
+
+    Money came with `success`, and with each word that begins with `revers`: a refund under way or done
+    (https://paystack.com/docs/payments/verify-payments/, https://support.paystack.com, "transaction statuses").
+    """
+    word = data.get("status")
+    if word == "success" or (isinstance(word, str) and word.startswith("revers")):
+        amount_minor = _subunits(data.get("amount"))
+        reference, currency = data.get("reference"), data.get("currency")
+        if amount_minor is None or not isinstance(reference, str) or not isinstance(currency, str):
+            raise Unavailable("unreadable")
+        channel = data.get("channel")
+        return Charge(
+            reference=reference,
+            mode=mode,
+            provider_id=_subunits(data.get("id")),
+            amount_minor=amount_minor,
+            requested_minor=_subunits(data.get("requested_amount")),
+            fees_minor=_subunits(data.get("fees")),
+            currency=currency[:10],
+            channel=channel[:50] if isinstance(channel, str) else None,
+            paid_at=_time(data.get("paid_at")),
+        )
+    if word == "failed":
+        reason = data.get("gateway_response")
+        return Unpaid(_one_line(reason) if isinstance(reason, str) and reason.strip() else "Declined")
+    return Unpaid(None) if word == "abandoned" else UnderWay()
+
+
+def _data(answer: dict[str, Any]) -> dict[str, Any]:
+    data = answer.get("data")
+    if not isinstance(data, dict):
+        raise Unavailable("unreadable")
+    return data
+
+
+def _complaint(answer: dict[str, Any]) -> tuple[str, str]:
+    """Code and message of a 4xx; either may be missing."""
+    code, message = answer.get("code"), answer.get("message")
+    return code if isinstance(code, str) else "", _one_line(message) if isinstance(message, str) else ""
+
+
+def _field_named(message: str) -> str | None:
+    """The field of ours that a 400 complains of; "Currency not supported by merchant" is about our account."""
+    words = message.lower()
+    if "email" in words or "e-mail" in words:
+        return "customer_email"
+    return "amount" if "amount" in words and "currency" not in words else None
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+
+
+def _json(content: bytes) -> Any:
+    """JSON that may come from anyone who can stand between us and Paystack; None when it is none."""
+    try:
+        return json.loads(content, parse_int=_bounded_integer)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _bounded_integer(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError("no number of Paystack's has that many digits")
+    return int(digits)
+
+
+def _subunits(value: object) -> int | None:
+    """A whole, not negative number; some of Paystack's events write it as a string."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _time(value: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment is not None and moment.tzinfo is not None else None
+
+
+def _retry_after(header: str) -> float:
+    return float(header) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0
+
+
+def _is_timeout(error: BaseException) -> bool:
+    timeouts = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
+    return isinstance(error, timeouts) or any(isinstance(each, timeouts) for each in error.args)
+
+
+# requests' time-out is for one read: an answer of one byte a second, in its headers or its body, never ends. Here each
+# read gets what is left until the deadline of the call.
+DEADLINE: contextvars.ContextVar[float] = contextvars.ContextVar("DEADLINE")
+
+
+class BoundedReader(socket.SocketIO):
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, "rb")
+        self.socket = sock
+        sock._io_refs += 1  # type: ignore[attr-defined]  # what socket.makefile() does: closing waits for this reader
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = DEADLINE.get() - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the call's time is over")
+        self.socket.settimeout(left)
+        return super().readinto(buffer)
+
+
+class BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(BoundedReader(sock))
+
+
+class BoundedConnection(urllib3.connection.HTTPConnection):
+    response_class = BoundedResponse
+
+
+class BoundedTLSConnection(urllib3.connection.HTTPSConnection):
+    response_class = BoundedResponse
+
+
+class BoundedPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = BoundedConnection
+
+
+class BoundedTLSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = BoundedTLSConnection
+
+
+class BoundedAdapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": BoundedPool, "https": BoundedTLSPool}

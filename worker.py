@@ -1,0 +1,82 @@
+"""The background loops: what makes a payment complete when its webhook never comes.
+
+They run as threads of each web process, or alone (`manage.py worker`). Leases in the database keep two from doing one
+thing, so any number of them may run.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import checkout
+import db
+import log
+import paystack
+from settings import Settings
+
+BATCH = 20
+LISTING_EVERY_SECONDS = 86400
+LISTING_LEASE_SECONDS = 3600
+
+
+class Worker:
+    """The loops and the threads that they run in."""
+
+    def __init__(self, settings: Settings, database: db.Database, gateway: paystack.Gateway) -> None:
+        self.interval_seconds = settings.worker_interval_seconds
+        self.database = database
+        self.gateway = gateway
+        self.stopping = threading.Event()
+        self.loops = (self.look, self.apply_events, self.list_charges)
+        self.threads = [
+            threading.Thread(target=self.repeat, args=(loop,), name=loop.__name__, daemon=True) for loop in self.loops
+        ]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self, within_seconds: float = 5) -> None:
+        """Ask the loops to end and wait for them; a call to the provider that is under way is not waited for longer."""
+        self.stopping.set()
+        deadline = time.monotonic() + within_seconds
+        for thread in self.threads:
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def run_once(self) -> None:
+        """Do all that is due, and return. Raises db.Unavailable, paystack.Unavailable, paystack.Misconfigured."""
+        for loop in self.loops:
+            while loop() == 0 and not self.stopping.is_set():
+                pass
+
+    def repeat(self, loop: Callable[[], float]) -> None:
+        """Run `loop` until we stop, pausing for as long as it says. Whatever goes wrong is logged, and tried again."""
+        while not self.stopping.is_set():
+            try:
+                pause_seconds = loop()
+            except (db.Unavailable, paystack.Unavailable) as error:
+                log.event(f"worker_{loop.__name__}", outcome=str(error))
+                pause_seconds = self.interval_seconds
+            except Exception as error:  # the outermost loop: a bug in one round must not end the looking
+                log.failure(f"worker_{loop.__name__}", error)
+                pause_seconds = max(self.interval_seconds, 10)
+            self.stopping.wait(pause_seconds)
+
+    def look(self) -> float:
+        """Look at a batch of payments that are due; how many seconds to pause before the next."""
+        looked, wait_seconds = checkout.look_at_due(self.database, self.gateway, BATCH)
+        return wait_seconds or (0 if looked == BATCH else self.interval_seconds)
+
+    def apply_events(self) -> float:
+        """Apply a batch of events whose first handling failed."""
+        applied = checkout.apply_due_events(self.database, self.gateway, BATCH)
+        return 0 if applied == BATCH else self.interval_seconds
+
+    def list_charges(self) -> float:
+        """Once a day, in one process of all: look for our charges in the provider's list."""
+        job = ("list_charges", self.gateway.mode)
+        if db.claim_job(self.database, *job, LISTING_LEASE_SECONDS):
+            found = checkout.apply_listed_charges(self.database, self.gateway)
+            db.finish_job(self.database, *job, LISTING_EVERY_SECONDS)
+            log.event("listed", outcome=found)
+        return max(self.interval_seconds, 60)
