@@ -22,6 +22,11 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 LOOKS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
 """When a payment is looked at, counted from its reservation; then every 30 minutes until its time ends."""
 
+REFUND_LOOKS_SECONDS = (MINUTE, 2 * MINUTE, 5 * MINUTE, 15 * MINUTE, 31 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, 12 * HOUR)
+"""When a refund that is not final is asked for again, counted from its making; then daily for 30 days."""
+
+NOT_MADE_AFTER_SECONDS = 30 * MINUTE
+
 
 class Unanswered(Exception):
     """The provider gave no answer in time. The lease is given back: the same key goes on where this request stopped."""
@@ -237,7 +242,11 @@ def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: 
         return
     if event.name.startswith("charge.dispute."):
         db.open_incident(conn, delivery.mode, "dispute", event.reference, db.payment_of(conn, event.reference))
-    db.mark_event(conn, event_id, "noted", db.payment_of(conn, event.reference))
+    payment_id = db.payment_of(conn, event.reference)
+    if event.name.startswith("refund.") and payment_id is not None:
+        # An event may come before the answer to our own call, and without an id: it makes no row, it makes us look.
+        db.await_refunds(conn, payment_id)
+    db.mark_event(conn, event_id, "noted", payment_id)
 
 
 # Looking
@@ -249,6 +258,8 @@ def look_at_due(database: db.Database, gateway: paystack.Gateway, limit: int) ->
     for looked, due in enumerate(dues, start=1):
         try:
             look(database, gateway, due)
+        except paystack.Misconfigured:
+            log.event("provider_refuses_us", level=logging.ERROR, payment=due.payment.id)
         except paystack.Unavailable as unknown:
             if unknown.asked_to_wait:
                 return looked, unknown.retry_after_seconds or 0
@@ -260,6 +271,9 @@ def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
 
     Raises paystack.Unavailable, after the next look has been fixed, when the provider asks us to wait.
     """
+    if due.payment.charge_reference is not None:
+        look_for_refunds(database, gateway, due.payment)
+        return
     payment, declined, is_answered, is_paid = due.payment, None, True, False
     wait: paystack.Unavailable | None = None
     started = time.monotonic()
@@ -323,17 +337,101 @@ def next_look_seconds(age_seconds: float, over_seconds: float, status: str) -> f
     return min(next_age - age_seconds, -over_seconds)
 
 
+# Refunds
+
+
+def refund(
+    database: db.Database,
+    gateway: paystack.Gateway,
+    target: str,
+    *,
+    amount_minor: Callable[[str], int] | None = None,
+    again: bool = False,
+    made_by: str,
+    reason: str | None = None,
+) -> db.Refund:
+    """Give money back: commit the refund, ask for it once, and return it with what the provider said.
+
+    `unanswered` is one of the answers: then it is looked for, and never asked for again. Raises db.RefundImpossible,
+    db.RefundAsked, db.Unavailable.
+    """
+    begun = db.begin_refund(
+        database, gateway.mode, target, amount_minor=amount_minor, again=again, made_by=made_by, reason=reason
+    )
+    try:
+        answer = gateway.refund(begun.charge_reference, begun.amount_minor, begun.currency, note=begun.id)
+    except paystack.Unavailable:
+        return db.end_sending(database, begun.id)
+    if isinstance(answer, paystack.RefundRefused):
+        return db.end_sending(database, begun.id, refused_because=answer.reason)
+    ours = replace(answer, charge_reference=begun.charge_reference)
+    return db.note_refund(database, gateway.mode, ours, made_by, ours=begun.id) or begun
+
+
+def look_at_refunds(database: db.Database, gateway: paystack.Gateway, limit: int) -> int:
+    """Ask about the refunds that are due; how many there were. Raises paystack.Unavailable and Misconfigured."""
+    dues = db.claim_refunds(database, gateway.mode, limit, LOOK_LEASE_SECONDS)
+    for due in dues:
+        if due.refund.provider_id is not None:
+            db.note_refund(database, gateway.mode, gateway.refund_of_id(due.refund.provider_id), "worker")
+            db.finish_refund_look(database, due.refund, next_refund_look_seconds(due.age_seconds))
+    sought = [due for due in dues if due.refund.provider_id is None]
+    if sought:
+        _seek(database, gateway, sought)
+    return len(dues)
+
+
+def _seek(database: db.Database, gateway: paystack.Gateway, sought: list[db.RefundDue]) -> None:
+    """Look for refunds whose answer we never had, in one complete listing of the account's since their charges."""
+    since = min(due.charged_at for due in sought) - timedelta(days=1)
+    listed = [each for each in gateway.refunds(since) if any(due.may_be(each) for due in sought)]
+    for each in listed:
+        db.note_refund(database, gateway.mode, each, "worker")
+    for due in sought:
+        if due.refund.status == "unanswered" and due.sent_seconds >= NOT_MADE_AFTER_SECONDS:
+            db.give_refund_up(database, due.refund, listed)
+        db.finish_refund_look(database, due.refund, next_refund_look_seconds(due.age_seconds))
+
+
+def look_for_refunds(database: db.Database, gateway: paystack.Gateway, payment: db.Payment) -> None:
+    """Record the refunds of a paid payment that the provider lists. Raises paystack.Unavailable and Misconfigured."""
+    for each in gateway.refunds(since=payment.created_at - timedelta(days=1)):
+        if (each.charge_reference or payment.reference).startswith(payment.reference):
+            db.note_refund(database, gateway.mode, each, "worker")
+    db.finish_awaiting(database, payment, next_awaited_look_seconds)
+
+
+def next_refund_look_seconds(age_seconds: float) -> float | None:
+    """When to ask for a refund again that is not final: at first a minute after it was made, later daily, 30 days."""
+    if age_seconds >= 30 * DAY:
+        return None
+    next_age = next((age for age in REFUND_LOOKS_SECONDS if age > age_seconds), age_seconds + DAY)
+    return next_age - age_seconds
+
+
+def next_awaited_look_seconds(awaited_seconds: float) -> float | None:
+    """When to look again for refunds that the provider spoke of but has not listed; None after half an hour."""
+    if awaited_seconds >= 30 * MINUTE:
+        return None
+    next_age = next((age for age in LOOKS_SECONDS if age > awaited_seconds), 30 * MINUTE)
+    return next_age - awaited_seconds
+
+
 # Every day
 
 
-def apply_listed_charges(database: db.Database, gateway: paystack.Gateway, days: int = 4) -> int:
-    """Apply every success of the last `days` that bears one of our references; how many there were.
+def apply_lists(database: db.Database, gateway: paystack.Gateway, days: int = 4) -> int:
+    """Apply every charge and refund of the last `days` that bears one of our references; how many there were.
 
     So a payment is found without a webhook and without its own look. Raises paystack.Unavailable and Misconfigured.
     """
-    found = 0
-    for charge in gateway.transactions(since=datetime.now(UTC) - timedelta(days=days)):
+    since, found = datetime.now(UTC) - timedelta(days=days), 0
+    for charge in gateway.transactions(since):
         if db.REFERENCE_PATTERN.fullmatch(charge.reference):
             db.note_charge(database, charge, "worker")
+            found += 1
+    for listed in gateway.refunds(since):
+        if listed.charge_reference is None or db.REFERENCE_PATTERN.fullmatch(listed.charge_reference):
+            db.note_refund(database, gateway.mode, listed, "worker")
             found += 1
     return found

@@ -242,6 +242,7 @@ class Payment:
     charge_reference: str | None
     charged_minor: int
     refunded_minor: int
+    accepted_by: str | None
     customer_name: str
     customer_email: str
     customer_phone: str
@@ -304,6 +305,10 @@ def _name(prefix: str, secret: bytes, mode: str, key: bytes) -> str:
     meets its old transaction. Each purpose and mode has values of its own."""
     digest = hmac.new(secret, b"\0".join([prefix.encode(), mode.encode(), key]), hashlib.sha256).digest()
     return f"{prefix}-{base64.b32encode(digest).translate(CROCKFORD)[:26].decode()}"
+
+
+def _random_id(prefix: str) -> str:
+    return _name(prefix, secrets.token_bytes(32), "", b"")
 
 
 def find_payment(database: Database, payment_id: str) -> Payment | None:
@@ -610,11 +615,17 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
         open_incident(conn, charge.mode, "unknown_reference", charge.reference)
         return None
     payment = Payment.of(row)
-    if payment.charge_reference == charge.reference:
-        return payment
-    if payment.charge_reference is not None:
+    if payment.charge_reference is None:
+        payment = _follow_charge(conn, payment, charge, actor)
+    elif payment.charge_reference != charge.reference:
         open_incident(conn, payment.mode, "second_charge", charge.reference, payment.id)
         return payment
+    if charge.is_reversed:
+        await_refunds(conn, payment.id, is_reversed=True)
+    return payment
+
+
+def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Charge, actor: str) -> Payment:
     is_paid = charge.pays(payment.amount_minor, payment.currency)
     if not is_paid:
         open_incident(conn, payment.mode, "mismatch", charge.reference, payment.id)
@@ -847,6 +858,500 @@ def finish_job(database: Database, name: str, mode: str, next_seconds: float) ->
             {"mode": mode, "name": name, "next_seconds": next_seconds},
         )
     )
+
+
+# Refunds
+
+
+FREE_AGAIN = ("refused", "failed", "not_made")
+"""A refund in one of these gave nothing back; every other one counts as spent."""
+
+
+@dataclass(frozen=True)
+class Refund:
+    id: str
+    charge_reference: str
+    payment_id: str
+    mode: str
+    provider_id: int | None
+    amount_minor: int
+    currency: str
+    status: str
+    origin: str
+    made_by: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Self:
+        return cls(*[row[each.name] for each in fields(cls)])
+
+
+class RefundImpossible(Exception):
+    """There is no charge to refund, or not so much of it left; the message says it to the operator."""
+
+
+class RefundAsked(Exception):
+    """This refund has been asked for before; `is_recent` within the last 24 hours."""
+
+    def __init__(self, refund: Refund, is_recent: bool) -> None:
+        super().__init__(refund.id)
+        self.refund = refund
+        self.is_recent = is_recent
+
+
+@dataclass(frozen=True)
+class Refundable:
+    """A charge under its lock, with what may be given back of it and what has been."""
+
+    payment: Payment
+    reference: str
+    currency: str
+    limit_minor: int
+    spent_minor: int
+
+    @property
+    def left_minor(self) -> int:
+        return max(0, self.limit_minor - self.spent_minor)
+
+
+def begin_refund(
+    database: Database,
+    mode: str,
+    target: str,
+    *,
+    amount_minor: Callable[[str], int] | None = None,
+    again: bool = False,
+    made_by: str,
+    reason: str | None = None,
+) -> Refund:
+    """Commit the refund that is about to be asked for, under its charge's lock. `target` is a payment's id (its own
+    charge) or a charge's reference; `amount_minor` reads the amount in the charge's currency, default all that is left.
+
+    Raises RefundImpossible, RefundAsked, Unavailable.
+    """
+    refund_id = _random_id("RF")
+
+    def work(conn: BoundedConnection) -> Refund:
+        made = conn.execute("SELECT * FROM refunds WHERE id = %(id)s", {"id": refund_id}).fetchone()
+        if made is not None:  # the commit's reply was lost
+            return Refund.of(made)
+        charge = lock_refundable(conn, mode, target)
+        amount = charge.left_minor if amount_minor is None else amount_minor(charge.currency)
+        _refuse_a_repetition(conn, charge, amount, again)
+        if amount > charge.left_minor:
+            left = money.render(charge.left_minor, charge.currency)
+            raise RefundImpossible(f"only {left} {charge.currency} of {charge.reference} can still be given back")
+        return Refund.of(
+            _one(
+                conn,
+                """
+                INSERT INTO refunds (id, charge_reference, payment_id, mode, amount_minor, currency, status, origin,
+                                     made_by, reason, look_at)
+                VALUES (%(id)s, %(charge_reference)s, %(payment_id)s, %(mode)s, %(amount_minor)s, %(currency)s,
+                        'unanswered', 'paygate', %(made_by)s, %(reason)s, clock_timestamp() + interval '1 min')
+                RETURNING *
+                """,
+                {
+                    "id": refund_id,
+                    "charge_reference": charge.reference,
+                    "payment_id": charge.payment.id,
+                    "mode": mode,
+                    "amount_minor": amount,
+                    "currency": charge.currency,
+                    "made_by": made_by,
+                    "reason": reason,
+                },
+            )
+        )
+
+    return database.transaction(made_by, "refund", work)
+
+
+def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundable:
+    """Lock a payment and the charge that `target` means. Raises RefundImpossible."""
+    reference = REFERENCE_PATTERN.fullmatch(target)
+    row = conn.execute(
+        "SELECT * FROM payments WHERE mode = %(mode)s AND (id = %(target)s OR reference = %(base)s) FOR UPDATE",
+        {"mode": mode, "target": target, "base": reference[1] if reference else None},
+    ).fetchone()
+    if row is None:
+        raise RefundImpossible(f"there is no {mode} payment {target}")
+    payment = Payment.of(row)
+    charge = conn.execute(
+        "SELECT * FROM charges WHERE reference = %(reference)s FOR UPDATE",
+        {"reference": target if reference else payment.charge_reference},
+    ).fetchone()
+    if charge is None:
+        raise RefundImpossible(f"no money has come for {target}: it is {payment.status}")
+    is_own_and_paid = charge["reference"] == payment.charge_reference and payment.is_paid
+    limit_minor = charge["amount_minor"]
+    if is_own_and_paid and charge["currency"] == payment.currency:
+        limit_minor = min(limit_minor, payment.amount_minor)
+    spent = _one(
+        conn,
+        """
+        SELECT coalesce(sum(amount_minor), 0)::bigint AS minor FROM refunds
+         WHERE charge_reference = %(reference)s AND NOT status = ANY(%(free)s)
+        """,
+        {"reference": charge["reference"], "free": list(FREE_AGAIN)},
+    )
+    return Refundable(payment, charge["reference"], charge["currency"], limit_minor, spent["minor"])
+
+
+def _refuse_a_repetition(conn: BoundedConnection, charge: Refundable, amount_minor: int, again: bool) -> None:
+    """Raises RefundAsked for the same amount of the same charge within 24 hours, and where nothing is left."""
+    row = conn.execute(
+        """
+        SELECT *, created_at > clock_timestamp() - interval '24 hours' AS is_recent FROM refunds
+         WHERE charge_reference = %(reference)s AND NOT status = ANY(%(free)s)
+           AND (%(nothing_is_left)s
+                OR (NOT %(again)s AND amount_minor = %(amount_minor)s
+                    AND created_at > clock_timestamp() - interval '24 hours'))
+         ORDER BY created_at DESC LIMIT 1
+        """,
+        {
+            "reference": charge.reference,
+            "free": list(FREE_AGAIN),
+            "nothing_is_left": charge.left_minor == 0,
+            "again": again,
+            "amount_minor": amount_minor,
+        },
+    ).fetchone()
+    if row is not None:
+        raise RefundAsked(Refund.of(row), row["is_recent"])
+
+
+def end_sending(database: Database, refund_id: str, *, refused_because: str | None = None) -> Refund:
+    """Store that our one call has ended: refused, or without an answer, which leaves it to be looked for."""
+    row = database.run(
+        lambda conn: _one(
+            conn,
+            """
+            UPDATE refunds
+               SET send_ended_at = clock_timestamp(), refused_because = %(refused_because)s,
+                   status = CASE WHEN status = 'unanswered' AND %(refused_because)s::text IS NOT NULL THEN 'refused'
+                                 ELSE status END,
+                   look_at = CASE WHEN %(refused_because)s::text IS NULL THEN look_at END
+             WHERE id = %(id)s
+            RETURNING *
+            """,
+            {"id": refund_id, "refused_because": refused_because},
+        )
+    )
+    return Refund.of(row)
+
+
+def note_refund(
+    database: Database, mode: str, listed: money.Refund, actor: str, ours: str | None = None
+) -> Refund | None:
+    """`apply_refund` in a transaction of its own."""
+    return database.transaction(actor, "refund", lambda conn: apply_refund(conn, mode, listed, actor, ours))
+
+
+def apply_refund(
+    conn: BoundedConnection, mode: str, listed: money.Refund, actor: str, ours: str | None = None
+) -> Refund | None:
+    """Record a refund as the provider lists it, and what it makes of its payment. Safe to repeat.
+
+    It is known by the provider's id, or is one of ours by its note (or as `ours`, for the answer to our own call). Any
+    other one was made in the dashboard and is adopted, but not while a refund of ours on that charge is unanswered: it
+    might be that one. None when it is not, or not yet, ours to record.
+    """
+    charge = conn.execute(
+        """
+        SELECT reference, payment_id FROM charges
+         WHERE mode = %(mode)s
+           AND (reference = %(reference)s OR (%(reference)s::text IS NULL AND provider_id = %(provider_id)s))
+        """,
+        {"mode": mode, "reference": listed.charge_reference, "provider_id": listed.charge_provider_id},
+    ).fetchone()
+    if charge is None or listed.amount_minor == 0:
+        return None
+    payment = Payment.of(
+        _one(conn, "SELECT * FROM payments WHERE id = %(payment_id)s FOR UPDATE", {"payment_id": charge["payment_id"]})
+    )
+    known = conn.execute(
+        """
+        SELECT * FROM refunds
+         WHERE charge_reference = %(reference)s
+           AND (provider_id = %(provider_id)s OR (provider_id IS NULL AND id = %(ours)s))
+         ORDER BY provider_id NULLS LAST LIMIT 1
+        """,
+        {**charge, "provider_id": listed.provider_id, "ours": ours or listed.note},
+    ).fetchone()
+    if known is None:
+        known = _adopt_refund(conn, mode, charge, listed)
+    if known is None:
+        return None
+    refund = _update_refund(conn, Refund.of(known), listed)
+    _open_refund_incidents(conn, Refund.of(known), refund)
+    if refund.charge_reference == payment.charge_reference:
+        _follow_refunds(conn, payment, actor)
+    return refund
+
+
+def _adopt_refund(
+    conn: BoundedConnection, mode: str, charge: dict[str, Any], listed: money.Refund
+) -> dict[str, Any] | None:
+    return conn.execute(
+        """
+        INSERT INTO refunds (id, charge_reference, payment_id, mode, provider_id, amount_minor, currency, status,
+                             origin, made_by)
+        SELECT %(id)s, %(reference)s, %(payment_id)s, %(mode)s, %(provider_id)s, %(amount_minor)s, %(currency)s,
+               'pending', 'dashboard', 'provider'
+         WHERE NOT EXISTS (SELECT FROM refunds WHERE charge_reference = %(reference)s AND status = 'unanswered')
+        RETURNING *
+        """,
+        {**asdict(listed), **charge, "id": _random_id("RF"), "mode": mode},
+    ).fetchone()
+
+
+def _update_refund(conn: BoundedConnection, known: Refund, listed: money.Refund) -> Refund:
+    """Take over what the provider says. What was processed or has failed stays so, whatever an older answer says, until
+    the provider says the other of the two."""
+    is_settled = known.status in ("processed", "failed")
+    status = listed.status if not is_settled or listed.status in ("processed", "failed") else known.status
+    row = _one(
+        conn,
+        """
+        UPDATE refunds
+           SET provider_id = %(provider_id)s, amount_minor = %(amount_minor)s, status = %(status)s,
+               send_ended_at = CASE WHEN origin = 'paygate' THEN coalesce(send_ended_at, clock_timestamp()) END,
+               processed_at = CASE WHEN %(status)s = 'processed' THEN coalesce(processed_at, clock_timestamp())
+                                   ELSE processed_at END,
+               look_at = CASE WHEN %(status)s NOT IN ('processed', 'failed')
+                              THEN coalesce(look_at, clock_timestamp() + interval '1 min') END
+         WHERE id = %(id)s
+        RETURNING *
+        """,
+        {"id": known.id, "provider_id": listed.provider_id, "amount_minor": listed.amount_minor, "status": status},
+    )
+    return Refund.of(row)
+
+
+def _open_refund_incidents(conn: BoundedConnection, before: Refund, refund: Refund) -> None:
+    if before.status in ("refused", "not_made"):
+        open_incident(conn, refund.mode, "refund_revived", refund.id, refund.payment_id)
+    if refund.status == "failed":
+        open_incident(conn, refund.mode, "refund_failed", refund.id, refund.payment_id)
+    if refund.status == "needs-attention":
+        open_incident(conn, refund.mode, "refund_needs_attention", refund.id, refund.payment_id)
+    totals = _one(
+        conn,
+        """
+        SELECT c.amount_minor AS charged_minor,
+               (SELECT sum(r.amount_minor) FROM refunds r
+                 WHERE r.charge_reference = c.reference AND NOT r.status = ANY(%(free)s)) AS refunded_minor
+          FROM charges c WHERE c.reference = %(reference)s
+        """,
+        {"reference": refund.charge_reference, "free": list(FREE_AGAIN)},
+    )
+    if (totals["refunded_minor"] or 0) > totals["charged_minor"]:
+        open_incident(conn, refund.mode, "refunded_too_much", refund.charge_reference, refund.payment_id)
+
+
+def _follow_refunds(conn: BoundedConnection, payment: Payment, actor: str) -> None:
+    """Bring a payment's refunded sum and status in line with the processed refunds of its own charge. The sum may fall,
+    when a refund fails after all; the status never does. From review only the whole charge given back leads on."""
+    refunded = _one(
+        conn,
+        """
+        SELECT coalesce(sum(amount_minor), 0)::bigint AS minor FROM refunds
+         WHERE charge_reference = %(charge_reference)s AND status = 'processed'
+        """,
+        {"charge_reference": payment.charge_reference},
+    )["minor"]
+    if refunded == payment.refunded_minor:
+        return
+    status = payment.status
+    if status == "review":
+        status = "refunded" if refunded >= payment.charged_minor else status
+    elif refunded >= min(payment.amount_minor, payment.charged_minor):
+        status = "refunded"
+    elif refunded > 0 and status == "completed":
+        status = "partially_refunded"
+    set_actor(conn, actor, "refund" if refunded > payment.refunded_minor else "refund_failed")
+    conn.execute(
+        """
+        UPDATE payments
+           SET refunded_minor = %(refunded_minor)s, status = %(status)s,
+               paid_at = CASE WHEN %(status)s = 'review' THEN NULL ELSE coalesce(paid_at, clock_timestamp()) END
+         WHERE id = %(id)s
+        """,
+        {"id": payment.id, "refunded_minor": refunded, "status": status},
+    )
+
+
+def await_refunds(conn: BoundedConnection, payment_id: str, *, is_reversed: bool = False) -> None:
+    """Make a paid payment due for a look at its refunds, and for more until they are listed: the provider spoke of one.
+
+    `is_reversed`: the whole charge is on its way back; said once for each payment.
+    """
+    conn.execute(
+        """
+        UPDATE payments
+           SET look_at = now(), refunds_awaited_since = now(), is_reversed = is_reversed OR %(is_reversed)s
+         WHERE id = %(id)s AND charge_reference IS NOT NULL AND NOT (is_reversed AND %(is_reversed)s)
+        """,
+        {"id": payment_id, "is_reversed": is_reversed},
+    )
+
+
+@dataclass(frozen=True)
+class RefundDue:
+    """A refund to ask the provider about, and its ages by the database's clock."""
+
+    refund: Refund
+    charge_provider_id: int | None
+    charged_at: datetime
+    age_seconds: float
+    sent_seconds: float
+    """Since our call ended; a call that never came to its end is given two minutes."""
+
+    def may_be(self, listed: money.Refund) -> bool:
+        """Whether the provider lists a refund of the same charge, or one with our note."""
+        if listed.note == self.refund.id or listed.charge_reference == self.refund.charge_reference:
+            return True
+        return listed.charge_reference is None and listed.charge_provider_id == self.charge_provider_id
+
+
+def claim_refunds(database: Database, mode: str, limit: int, lease_seconds: float) -> list[RefundDue]:
+    """The refunds most overdue for a look."""
+    rows = database.run(
+        lambda conn: conn.execute(
+            """
+            WITH due AS (
+                SELECT id FROM refunds WHERE mode = %(mode)s AND look_at <= now()
+                 ORDER BY look_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            )
+            UPDATE refunds r SET look_at = now() + make_interval(secs => %(lease_seconds)s)
+              FROM due, charges c
+             WHERE r.id = due.id AND c.reference = r.charge_reference
+            RETURNING r.*, c.provider_id AS charge_provider_id, least(c.paid_at, c.recorded_at) AS charged_at,
+                      extract(epoch FROM now() - r.created_at)::float8 AS age_seconds,
+                      extract(epoch FROM now() - coalesce(r.send_ended_at, r.created_at + interval '2 min'))::float8
+                          AS sent_seconds
+            """,
+            {"mode": mode, "limit": limit, "lease_seconds": lease_seconds},
+        ).fetchall()
+    )
+    facts = ("charge_provider_id", "charged_at", "age_seconds", "sent_seconds")
+    return [RefundDue(Refund.of(row), *[row[name] for name in facts]) for row in rows]
+
+
+def finish_refund_look(database: Database, refund: Refund, next_seconds: float | None) -> None:
+    """Fix when to look at a refund next; one that is not final when the looks end opens an incident."""
+
+    def work(conn: BoundedConnection) -> None:
+        row = conn.execute(
+            """
+            UPDATE refunds SET look_at = now() + make_interval(secs => %(next_seconds)s)
+             WHERE id = %(id)s AND status NOT IN ('processed', 'failed', 'refused')
+            RETURNING status
+            """,
+            {"id": refund.id, "next_seconds": next_seconds},
+        ).fetchone()
+        if row is not None and next_seconds is None and row["status"] != "not_made":
+            open_incident(conn, refund.mode, "refund_not_final", refund.id, refund.payment_id)
+
+    database.transaction("worker", "refund", work)
+
+
+def give_refund_up(database: Database, refund: Refund, listed: Iterable[money.Refund]) -> None:
+    """A complete listing, fetched long after our call ended, does not hold this refund: its amount is free again.
+
+    In the same transaction what is listed is recorded, so that nothing that took the amount is overlooked.
+    """
+
+    def work(conn: BoundedConnection) -> None:
+        given_up = conn.execute(
+            "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
+        )
+        if given_up.rowcount:
+            open_incident(conn, refund.mode, "refund_not_made", refund.id, refund.payment_id)
+        for each in listed:
+            apply_refund(conn, refund.mode, each, "worker")
+
+    database.transaction("worker", "refund", work)
+
+
+def finish_awaiting(database: Database, payment: Payment, next_seconds: Callable[[float], float | None]) -> None:
+    """After a look at a paid payment's refunds: look again while they are awaited (`next_seconds` of the time since),
+    or be done. A reversed charge whose refunds do not add up to it by then is a chargeback: an incident."""
+
+    def work(conn: BoundedConnection) -> None:
+        row = _one(
+            conn,
+            """
+            SELECT is_reversed, extract(epoch FROM now() - refunds_awaited_since)::float8 AS awaited_seconds,
+                   (SELECT sum(amount_minor) FROM refunds r
+                     WHERE r.charge_reference = p.charge_reference AND NOT r.status = ANY(%(free)s)) AS refunded_minor
+              FROM payments p WHERE id = %(id)s FOR UPDATE
+            """,
+            {"id": payment.id, "free": list(FREE_AGAIN)},
+        )
+        adds_up = (row["refunded_minor"] or 0) >= payment.charged_minor
+        seconds = None
+        if row["awaited_seconds"] is not None and not (row["is_reversed"] and adds_up):
+            seconds = next_seconds(row["awaited_seconds"])
+            if seconds is None and row["is_reversed"]:
+                open_incident(conn, payment.mode, "chargeback", payment.charge_reference or payment.id, payment.id)
+        conn.execute(
+            """
+            UPDATE payments
+               SET look_at = now() + make_interval(secs => %(seconds)s),
+                   refunds_awaited_since = CASE WHEN %(seconds)s::float8 IS NOT NULL THEN refunds_awaited_since END
+             WHERE id = %(id)s
+            """,
+            {"id": payment.id, "seconds": seconds},
+        )
+
+    database.transaction("worker", "refund", work)
+
+
+# What an operator decides
+
+
+def accept(database: Database, mode: str, payment_id: str, operator: str) -> Payment:
+    """End a review: the charge counts as the payment. Raises RefundImpossible while a refund of it is open or made."""
+
+    def work(conn: BoundedConnection) -> Payment:
+        charge = lock_refundable(conn, mode, payment_id)
+        if charge.payment.status == "completed" and charge.payment.accepted_by is not None:
+            return charge.payment
+        if charge.payment.status != "review":
+            raise RefundImpossible(f"{payment_id} is {charge.payment.status}: there is nothing to resolve")
+        if charge.spent_minor:
+            raise RefundImpossible(f"a refund of {charge.reference} is open or made: it cannot be accepted any more")
+        row = _one(
+            conn,
+            """
+            UPDATE payments SET status = 'completed', accepted_by = %(operator)s, paid_at = clock_timestamp()
+             WHERE id = %(id)s
+            RETURNING *
+            """,
+            {"id": payment_id, "operator": operator},
+        )
+        return Payment.of(row)
+
+    return database.transaction(operator, "accepted", work)
+
+
+def close_incidents(
+    database: Database, by: str, reason: str, *, incident_id: int | None = None, about: tuple[str, str] | None = None
+) -> int:
+    """Close an open incident by its number, or those of one kind `about` one payment (kind, payment id); how many."""
+    kind, payment_id = about or (None, None)
+    closed = database.run(
+        lambda conn: conn.execute(
+            """
+            UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(by)s, close_reason = %(reason)s
+             WHERE closed_at IS NULL AND (id = %(id)s OR (kind = %(kind)s AND payment_id = %(payment_id)s))
+            """,
+            {"by": by, "reason": reason, "id": incident_id, "kind": kind, "payment_id": payment_id},
+        )
+    )
+    return closed.rowcount
 
 
 # The schema

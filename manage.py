@@ -2,17 +2,25 @@
 
 import argparse
 import difflib
+import errno
+import fcntl
+import http.client
 import importlib.util
 import json
+import math
 import os
+import secrets
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn, Self
 
 import embedded
 
@@ -23,7 +31,7 @@ try:
     import settings
     import worker
 except ModuleNotFoundError as missing:
-    sys.exit(f"manage.py: {missing.name} is not installed: pip install -r requirements.txt, or make setup")
+    sys.exit(f"manage.py: {missing.name} is not installed: pip install -r requirements.txt")
 
 FOLDER = Path(__file__).resolve().parent
 STATE = FOLDER / ".paygate"
@@ -50,18 +58,20 @@ def main() -> int:
     for name, run in {"runserver": runserver, "migrate": migrate, "worker": run_worker, "test": test}.items():
         commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False).set_defaults(run=run)
     commands.choices["worker"].add_argument("--once", action="store_true", help="do what is due, and end")
-    refuse_unknown(sys.argv[1:], list(commands.choices))
+    refuse_unknown(sys.argv[1:2], list(commands.choices))
     arguments, rest = parser.parse_known_args()
     if rest and arguments.run is not test:
         commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        return refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (
         Refused,
         settings.Invalid,
@@ -69,24 +79,23 @@ def main() -> int:
         db.Unavailable,
         paystack.Unavailable,
         paystack.Misconfigured,
-    ) as refusal:
-        return say(str(refusal))
-    except OSError as error:
-        return say(f"{error.filename or 'the system'}: {error.strerror or error}")
+    ) as error:
+        return refuse(str(error) or type(error).__name__)
     return 0
 
 
-def say(line: str) -> int:
+def refuse(line: str) -> int:
     print(f"manage.py: {line}", file=sys.stderr)
     return 1
 
 
 def refuse_unknown(words: list[str], commands: list[str]) -> None:
-    if words and not words[0].startswith("-") and words[0] not in commands:
-        nearest = difflib.get_close_matches(words[0], commands, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(commands)}"
-        print(f"manage.py: there is no command {words[0]}: {hint}", file=sys.stderr)
-        sys.exit(2)
+    for word in words:
+        if word not in commands and not word.startswith("-"):
+            nearest = difflib.get_close_matches(word, commands, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(commands)}"
+            refuse(f"there is no command {word}: {hint}")
+            sys.exit(2)
 
 
 def migrate(_: argparse.Namespace) -> None:
@@ -100,45 +109,43 @@ def run_worker(arguments: argparse.Namespace) -> None:
     """look after payments in the background: lost webhooks, late money, ends"""
     env = environment()
     if "PAYSTACK_SECRET_KEY" not in env:
-        raise Refused("no PAYSTACK_SECRET_KEY is set, and no sandbox runs here: start python manage.py runserver first")
+        raise Refused("no PAYSTACK_SECRET_KEY is set and no sandbox runs here: start python manage.py runserver first")
     with database(env) as (url, _):
         values = settings.load({**env, "DATABASE_URL": url})
         log.configure(values.log_level)
-        gateway = paystack.Gateway(
-            values.paystack_secret_keys, values.paystack_url, values.paystack_timeout_seconds, values.mode
-        )
+        keys, mode = values.paystack_secret_keys, values.mode
+        gateway = paystack.Gateway(keys, values.paystack_url, values.paystack_timeout_seconds, mode)
         with db.Database(values.database_url, values.db_pool) as pool:
-            loops = worker.Worker(values, pool, gateway)
+            background = worker.Worker(values, pool, gateway)
             if arguments.once:
-                loops.run_once()
+                background.run_once()
                 return
-            loops.start()
-            try:
+            background.start()
+            with suppress(KeyboardInterrupt):
                 threading.Event().wait()
-            except KeyboardInterrupt:
-                loops.stop()
+            background.stop()
 
 
 def test(arguments: argparse.Namespace) -> NoReturn:
-    """run the tests; what follows goes to pytest"""
+    """run the tests; whatever follows goes to pytest"""
     if importlib.util.find_spec("pytest") is None:
-        raise Refused("pytest is not installed: pip install -r requirements-dev.txt, or make setup")
+        raise Refused("pytest is not installed: pip install -r requirements-dev.txt")
     os.chdir(FOLDER)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.rest])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments.rest])  # noqa: S606
 
 
 def environment() -> dict[str, str]:
-    """The environment and `.env`, and for what they leave open, what a `runserver` that runs here uses."""
+    """The environment and `.env`, and for what they leave open, what a `runserver` uses that runs here."""
     env = settings.environment(FOLDER / ".env")
     running = read_running()
     if "PAYSTACK_SECRET_KEY" in env:
-        running.pop("PAYSTACK_URL", None)  # the sandbox's, and the key is not
+        running.pop("PAYSTACK_URL", None)  # the sandbox's: another account's key does not belong there
     return {**running, **env}
 
 
 @contextmanager
 def database(env: dict[str, str]) -> Iterator[tuple[str, embedded.Cluster | None]]:
-    """The database's URL; where none is configured the embedded one's, which runs meanwhile."""
+    """The database's URL; where none is configured that of the embedded one, which runs meanwhile."""
     if "DATABASE_URL" in env:
         yield settings.database_url(env), None
         return
@@ -151,34 +158,31 @@ def database(env: dict[str, str]) -> Iterator[tuple[str, embedded.Cluster | None
 def runserver(_: argparse.Namespace) -> None:
     """run all of it on this machine: database, schema, server and worker, and a sandbox where no provider is set"""
     begun = time.monotonic()
-    env = settings.environment(FOLDER / ".env")
     embedded.make_folder(STATE)
     with ExitStack() as stack:
         try:
             note = stack.enter_context(claim_running())
-            sandbox = "PAYSTACK_SECRET_KEY" not in env and settings.is_loopback(env.get("HOST", "127.0.0.1"))
-            if sandbox:
+            env = settings.environment(FOLDER / ".env")
+            is_sandbox = "PAYSTACK_SECRET_KEY" not in env and settings.is_loopback(env.get("HOST", "127.0.0.1"))
+            if is_sandbox:
                 env["PAYSTACK_SECRET_KEY"] = sandbox_key()
             values = settings.load({"DATABASE_URL": "postgresql://", **env})
-            refuse_taken(values.host, values.port)
-            if sandbox:
-                env["PAYSTACK_URL"] = f"http://127.0.0.1:{free_port(values.port + 1)}"
+            port = free_port(values.host, [values.port])
+            if is_sandbox:
+                env["PAYSTACK_URL"] = f"http://127.0.0.1:{free_port('127.0.0.1', range(port + 1, port + 10))}"
             shared = {name: env[name] for name in SHARED_NAMES if name in env}
             env["DATABASE_URL"], cluster = stack.enter_context(database(env))
             db.migrate(env["DATABASE_URL"])
             children = stack.enter_context(Children({**os.environ, **env}, cluster))
-            if sandbox:
+            if is_sandbox:
                 children.start("sandbox", *sandbox_arguments(env["PAYSTACK_URL"], values))
             children.start("gunicorn", "-m", "gunicorn", "paygate:create_app()")
-            while not answers(values, "/readyz"):
-                children.refuse_dead(time.monotonic() - begun)
-                time.sleep(0.05)
+            children.wait_until(lambda: is_ready(values), READY_SECONDS)
             note.write(json.dumps(shared).encode())
             note.flush()
-            welcome(values, sandbox=env["PAYSTACK_URL"] if sandbox else None, cluster=cluster, began=begun)
-            while True:
-                children.refuse_dead()
-                time.sleep(0.2)
+            print(f"paygate is ready at {values.public_url} ({time.monotonic() - begun:.1f} s); Ctrl-C ends it")
+            welcome(values, env["PAYSTACK_URL"] if is_sandbox else None, cluster)
+            children.wait_until(lambda: False)
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
@@ -186,8 +190,58 @@ def runserver(_: argparse.Namespace) -> None:
                 signal.signal(number, signal.SIG_IGN)
 
 
+def welcome(values: settings.Settings, sandbox: str | None, cluster: embedded.Cluster | None) -> None:
+    headers = ["Content-Type: application/json", "Idempotency-Key: try-$(date +%s)"]
+    if values.api_token:
+        headers.append("Authorization: Bearer $API_TOKEN")
+    options = " ".join(f'-H "{header}"' for header in headers)
+    lines = {
+        "a page": example_page(values) if sandbox else None,
+        "a request": f"curl {options} -d '{json.dumps(EXAMPLE)}' {local_url(values)}/api/v1/payments",
+        "provider": f"the sandbox at {sandbox}: no real money" if sandbox else values.paystack_url,
+        "data": str(cluster.home) if cluster else "where DATABASE_URL says",
+        "log": str(log_of("gunicorn")),
+    }
+    for name, line in lines.items():
+        if line is not None:
+            print(f"  {name:10} {line}", flush=True)
+
+
+def example_page(values: settings.Settings) -> str | None:
+    """The customer's page of an example payment, one a day, to look at before the first request of one's own."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": f"example-{datetime.now(UTC):%Y-%m-%d}"}
+    if values.api_token:
+        headers["Authorization"] = f"Bearer {values.api_token}"
+    status, body = ask(values, "POST", "/api/v1/payments", body=json.dumps(EXAMPLE), headers=headers)
+    return f"{values.public_url}/pay/{json.loads(body)['payment']['id']}" if status == 201 else None
+
+
+def is_ready(values: settings.Settings) -> bool:
+    try:
+        return ask(values, "GET", "/readyz")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def ask(values: settings.Settings, method: str, path: str, **request: Any) -> tuple[int, bytes]:
+    """Status and body of our own server's answer. http.client, unlike requests, knows of no proxy and no .netrc."""
+    connection = http.client.HTTPConnection(local_url(values).removeprefix("http://"), timeout=5)
+    try:
+        connection.request(method, path, **request)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def local_url(values: settings.Settings) -> str:
+    """Where this machine reaches the server: a HOST that means every address is none to connect to."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(values.host, values.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{values.port}"
+
+
 class Children:
-    """The processes of `runserver`, which end together. The terminal's Ctrl-C reaches us alone, who end them in order."""
+    """The processes of `runserver`: where one ends, all do. The terminal's Ctrl-C reaches us, and we end them."""
 
     def __init__(self, env: dict[str, str], cluster: embedded.Cluster | None) -> None:
         self.env = env
@@ -198,24 +252,30 @@ class Children:
         return self
 
     def start(self, name: str, *arguments: str) -> None:
-        with embedded.open_own(log_of(name)) as log:
+        with embedded.open_own(log_of(name)) as log_file:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=FOLDER,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log_file,
+                stderr=log_file,
                 start_new_session=True,
-                preexec_fn=embedded.end_with_us(signal.SIGTERM),  # noqa: PLW1509 (we have one thread)
+                preexec_fn=embedded.end_with_us(signal.SIGTERM),  # noqa: PLW1509 (there are no threads yet)
             )
 
-    def refuse_dead(self) -> None:
-        for name, process in self.processes.items():
-            if process.poll() is not None:
-                raise Refused(f"{name} ended with status {process.returncode}: {last_line(log_of(name))}")
-        if self.cluster is not None and self.cluster.pid is None:
-            raise Refused(f"the database ended: {last_line(self.cluster.log)}")
+    def wait_until(self, done: Callable[[], bool], within_seconds: float = math.inf) -> None:
+        """Raises Refused when the time is over, or a child or the database has ended."""
+        deadline = time.monotonic() + within_seconds
+        while not done():
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    raise Refused(f"{name} ended with status {process.returncode}: {last_line(log_of(name))}")
+            if self.cluster is not None and not self.cluster.is_running():
+                raise Refused(f"the database ended: {last_line(self.cluster.log)}")
+            if time.monotonic() > deadline:
+                raise Refused(f"not ready after {within_seconds:g} s: {last_line(log_of('gunicorn'))}")
+            time.sleep(PAUSE_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes.values():
@@ -225,7 +285,7 @@ class Children:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, deadline - time.monotonic()))
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # gunicorn's workers too, should it have been killed itself
+                os.killpg(process.pid, signal.SIGKILL)  # gunicorn's workers too, where it was killed itself
             process.wait()
 
 
@@ -233,9 +293,9 @@ def log_of(name: str) -> Path:
     return STATE / f"{name}.log"
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return f"{lines[-1] if lines else 'without a word'} (log: {log})"
+def last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return f"{lines[-1] if lines else 'without a word'} (log: {path})"
 
 
 @contextmanager
@@ -246,16 +306,16 @@ def claim_running() -> Iterator[IO[bytes]]:
             with suppress(BlockingIOError):
                 fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            time.sleep(0.05)
+            time.sleep(PAUSE_SECONDS)
         else:
-            raise Refused("runserver is running here already: end it first, or use a copy of the folder")
+            raise Refused("runserver runs in this folder already: end it first")
         note.truncate(0)
         yield note
         note.truncate(0)
 
 
 def read_running() -> dict[str, str]:
-    """What `claim_running` holds, {} where no `runserver` runs, also where one was killed."""
+    """What `claim_running` holds; {} where no `runserver` runs, also where it was killed."""
     with suppress(FileNotFoundError), RUNNING.open("rb") as note:
         try:
             fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -264,48 +324,35 @@ def read_running() -> dict[str, str]:
     return {}
 
 
-def refuse_taken(host: str, port: int) -> None:
-    try:
-        free_port(host, port, port)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise Refused(f"cannot listen on {host}, port {port}: {error.strerror}") from error
-        raise Refused(f"port {port} is in use: end what uses it, or set PORT to another, as in PORT=8080") from error
-
-
-def free_port(host: str, first: int, last: int) -> int:
-    """The first port from `first` to `last` that nobody listens on."""
-    for port in range(first, last + 1):
-        ...
+def free_port(host: str, ports: Sequence[int]) -> int:
+    """The first of `ports` that nobody listens on. Raises Refused."""
+    for port in ports:
+        try:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise Refused(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+        else:
+            return port
+    raise Refused(f"port {ports[-1]} is in use: end what uses it, or set PORT to another, as in PORT=8080")
 
 
 def sandbox_key() -> str:
-    """The sandbox's secret key, made once and kept: its ledger and our webhooks' signatures depend on it."""
-    embedded.make_folder(STATE / "sandbox", 0o700)
-    with embedded.open_own(STATE / "sandbox" / "secret-key") as file:
+    """The sandbox's secret key, made once and kept, as its ledger is."""
+    path = STATE / "sandbox" / "secret-key"
+    embedded.make_folder(path.parent, 0o700)
+    with embedded.open_own(path) as file:
         if file.tell() == 0:
             file.write(f"sk_test_{secrets.token_hex(20)}".encode())
-    return (STATE / "sandbox" / "secret-key").read_text()
+    return path.read_text()
 
 
 def sandbox_arguments(url: str, values: settings.Settings) -> list[str]:
     webhook_url = f"{local_url(values)}/api/v1/webhooks/paystack"
-    where = ["--port", url.rpartition(":")[2], "--data", str(STATE / "sandbox"), "--webhook-url", webhook_url]
-    return ["sandbox.py", *where, *(["--merchant", values.merchant_name] if values.merchant_name else [])]
+    arguments = ["sandbox.py", f"--port={url.rpartition(':')[2]}", f"--data={STATE / 'sandbox'}"]
+    name = [f"--merchant={values.merchant_name}"] if values.merchant_name else []
+    return [*arguments, f"--webhook-url={webhook_url}", *name]
 
 
-def welcome(values: settings.Settings, sandbox: str | None, cluster: embedded.Cluster | None, seconds: float) -> str:
-    token = """ -H "Authorization: Bearer $API_TOKEN\"""" if values.api_token else ""
-    key = """ -H "Idempotency-Key: try-$(date +%s)\""""
-    json_type = " -H 'Content-Type: application/json'"
-    lines = {
-        "a page": example_page(values) if sandbox else None,
-        "a request": f"curl{token}{key}{json_type} -d '{json.dumps(EXAMPLE)}' {local_url(values)}/api/v1/payments",
-        "provider": f"a sandbox at {sandbox}: no real money, until PAYSTACK_SECRET_KEY is set"
-        if sandbox
-        else values.paystack_url,
-        "database": f"embedded PostgreSQL, data in {cluster.home}" if cluster else "as DATABASE_URL says",
-        "log": str(log_of("gunicorn")),
-    }
-    shown = [f"  {name:10} {line}" for name, line in lines.items() if line]
-    return "\n".join([f"paygate is ready at {values.public_url} ({seconds:.1f} s); Ctrl-C ends it", *shown])
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,11 +44,26 @@ class Charge:
     currency: str
     channel: str | None
     paid_at: datetime | None
+    is_reversed: bool = False
+    """Whether the provider says that it goes back, or went: as a refund or as a chargeback."""
 
     def pays(self, amount_minor: int, currency: str) -> bool:
         """Whether it was asked at exactly this amount and currency, and paid in full."""
         asked = amount_minor if self.requested_minor is None else self.requested_minor
         return self.currency == currency and asked == amount_minor and self.amount_minor >= amount_minor
+
+
+@dataclass(frozen=True)
+class Refund:
+    """Money that goes back, as the provider lists it. `note` is what whoever asked for it wrote: our id, if we did."""
+
+    provider_id: int
+    charge_reference: str | None
+    charge_provider_id: int | None
+    amount_minor: int
+    currency: str
+    status: str
+    note: str | None
 
 
 DIGITS_BEFORE_POINT = 12

@@ -23,12 +23,13 @@ import requests.adapters
 import urllib3
 import urllib3.connection
 
-from money import Charge
+from money import Charge, Refund
 from settings import PAYSTACK_URL, origin
 
 CHECKOUT_ORIGIN = "https://checkout.paystack.com"
 LARGEST_ANSWER = 4 * 1024 * 1024
 PER_PAGE = 100
+MOST_PAGES = 100_000
 
 
 class Unavailable(Exception):
@@ -81,6 +82,13 @@ class NotFound:
 @dataclass(frozen=True)
 class UnderWay:
     """The customer is acting, or a word that we do not know: neither paid nor unpaid."""
+
+
+@dataclass(frozen=True)
+class RefundRefused:
+    """Paystack did not take the refund: nothing was given back, nor will be."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -172,30 +180,68 @@ class Gateway:
         raise Misconfigured
 
     def transactions(self, since: datetime) -> Iterator[Charge]:
-        """Every charge of our mode among the account's transactions from `since` on, asked for page after page.
+        """Every charge of our mode among the account's transactions from `since` on.
 
         Raises Unavailable and Misconfigured. https://paystack.com/docs/api/transaction/#list
         """
-        page = 1
-        while True:
+        for row in self._pages("/transaction", since):
+            try:
+                transaction = read_transaction(row, self.mode)
+            except Unavailable:
+                continue  # one row that cannot be read hides no other; its own look will say so
+            if isinstance(transaction, Charge):
+                yield transaction
+
+    def refund(self, reference: str, amount_minor: int, currency: str, note: str) -> Refund | RefundRefused:
+        """Ask for a refund of the charge `reference`. Never to be repeated: Paystack would make a second one.
+
+        Raises Unavailable when nobody knows. https://paystack.com/docs/api/refund/#create
+        """
+        status, answer = self._call(
+            "POST",
+            "/refund",
+            self.timeout_seconds,
+            {"transaction": reference, "amount": amount_minor, "currency": currency, "merchant_note": note},
+        )
+        if status == 200:
+            return read_refund(_data(answer))
+        if status in (400, 401, 403, 404):
+            return RefundRefused(_complaint(answer)[1] or f"HTTP {status}")
+        raise Unavailable(str(status))
+
+    def refund_of_id(self, provider_id: int) -> Refund:
+        """A refund as it stands. Raises Unavailable and Misconfigured. https://paystack.com/docs/api/refund/#fetch"""
+        status, answer = self._call("GET", f"/refund/{provider_id}", self.timeout_seconds)
+        if status != 200:
+            raise Misconfigured
+        refund = read_refund(_data(answer))
+        if refund.provider_id != provider_id:
+            raise Unavailable("unreadable")
+        return refund
+
+    def refunds(self, since: datetime) -> Iterator[Refund]:
+        """Every refund of the account from `since` on; it cannot be asked for those of one transaction.
+
+        Raises Unavailable and Misconfigured: a listing that ends without them is complete, so a row that cannot be read
+        makes it none. https://paystack.com/docs/api/refund/#list
+        """
+        for row in self._pages("/refund", since):
+            yield read_refund(row)
+
+    def _pages(self, path: str, since: datetime) -> Iterator[dict[str, Any]]:
+        """The rows of a list in our mode, page after page."""
+        for page in range(1, MOST_PAGES + 1):
             query = f"?perPage={PER_PAGE}&page={page}&from={since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
-            status, answer = self._call("GET", "/transaction" + query, self.timeout_seconds)
+            status, answer = self._call("GET", path + query, self.timeout_seconds)
             if status != 200:
                 raise Misconfigured
-            rows = answer.get("data") if answer.get("status") is True else None
-            if not isinstance(rows, list):
+            rows = answer.get("data")
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise Unavailable("unreadable")
-            for row in rows:
-                if isinstance(row, dict) and row.get("domain", self.mode) == self.mode:
-                    try:
-                        transaction = read_transaction(row, self.mode)
-                    except Unavailable:
-                        continue  # one row that cannot be read hides no other; its own look will say so
-                    if isinstance(transaction, Charge):
-                        yield transaction
+            yield from (row for row in rows if row.get("domain", self.mode) == self.mode)
             if len(rows) < PER_PAGE:
                 return
-            page += 1
+        raise Unavailable("too long")
 
     def is_signed(self, body: bytes, signature: str) -> bool:
         """Whether one of our keys made `signature` over the raw `body`, compared in constant time.
@@ -293,11 +339,39 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
             currency=currency[:10],
             channel=channel[:50] if isinstance(channel, str) else None,
             paid_at=_time(data.get("paid_at")),
+            is_reversed=word != "success",
         )
     if word == "failed":
         reason = data.get("gateway_response")
         return Unpaid(_one_line(reason) if isinstance(reason, str) and reason.strip() else "Declined")
     return Unpaid(None) if word == "abandoned" else UnderWay()
+
+
+def read_refund(data: dict[str, Any]) -> Refund:
+    """What a refund object says, from our own call, the list or a fetch. Raises Unavailable if unreadable.
+
+    `transaction` is an object, an id or, in newer answers, beside `transaction_reference`.
+    """
+    transaction = data.get("transaction")
+    members = transaction if isinstance(transaction, dict) else {"id": transaction}
+    reference = data.get("transaction_reference") or members.get("reference")
+    provider_id, amount_minor = _subunits(data.get("id")), _subunits(data.get("amount"))
+    status, currency, note = data.get("status"), data.get("currency"), data.get("merchant_note")
+    if provider_id is None or amount_minor is None or not isinstance(status, str) or not isinstance(currency, str):
+        raise Unavailable("unreadable")
+    return Refund(
+        provider_id=provider_id,
+        charge_reference=reference if isinstance(reference, str) else None,
+        charge_provider_id=_subunits(members.get("id")),
+        amount_minor=amount_minor,
+        currency=currency[:10],
+        # A word that we do not know is a refund under way.
+        status=status if status in REFUND_WORDS else "processing",
+        note=note if isinstance(note, str) else None,
+    )
+
+
+REFUND_WORDS = ("pending", "processing", "needs-attention", "processed", "failed")
 
 
 def _data(answer: dict[str, Any]) -> dict[str, Any]:

@@ -999,8 +999,9 @@ class Sandbox:
         if body.get("currency") not in (None, transaction.currency):
             raise Refused(400, "Refund currency must be the transaction's", "invalid_params")
         refund = self._make_refund(transaction, amount, body.get("merchant_note"), body.get("customer_note"), "api")
-        data = {**self.ledger.refund(refund), "transaction": self.ledger.refunded_charge(transaction)}
-        data |= {"channel": None, "fully_deducted": False, "expected_at": now(days=7), "updatedAt": refund.created_at}
+        data = {name: value for name, value in self.ledger.refund(refund).items() if name != "customer"}
+        data |= {"transaction": self.ledger.refunded_charge(transaction), "channel": None, "fully_deducted": False}
+        data |= {"expected_at": now(days=7), "updatedAt": refund.created_at}
         return Answer(200, {"status": True, "message": "Refund has been queued for processing", "data": data})
 
     def _list_refunds(self, call: Call) -> Answer:
@@ -1508,8 +1509,7 @@ class Sandbox:
     def _leave(self, transaction: Transaction) -> Answer:
         if transaction.status == "success":
             return see_other(returning(transaction), request_path(transaction))
-        metadata = transaction.metadata if isinstance(transaction.metadata, dict) else {}
-        if url := web_url(metadata.get("cancel_action")):
+        if url := giving_up(transaction):
             return see_other(url, url)
         text = Markup('<p>Nothing was paid.</p><p><a class="button" href="{}">Back to the payment</a></p>')
         return page(200, "You left the payment", text.format(request_path(transaction)))
@@ -1521,31 +1521,34 @@ class Sandbox:
     def _show(self, transaction: Transaction) -> Answer:
         here = request_path(transaction)
         if transaction.status == "success":
-            back = Markup('<p><a class="button" href="{}">Return to {}</a></p>')
-            url = returning(transaction)
             text = Markup("<p>{} paid {}.</p>").format(transaction.email, money(transaction.currency, transaction.paid))
-            return page(200, "Payment successful", text + (back.format(url, self.merchant) if url else ""))
+            return page(200, "Payment successful", text + back(returning(transaction), self.merchant))
         if self._expired(transaction):
-            return page(410, "Payment session expired", Markup("<p>Go back to the shop to start again.</p>"))
+            return page(
+                410,
+                "Payment session expired",
+                Markup("<p>Go back to the shop to start again.</p>") + back(giving_up(transaction), self.merchant),
+            )
         bears = self.fees_by_customer or transaction.habit == "pays-fees"
         total = with_fees(transaction.currency, transaction.amount) if bears else transaction.amount
-        declined, fees = Markup(), Markup()
+        title, declined, fees = f"Pay {money(transaction.currency, total)} to {self.merchant}", Markup(), Markup()
         if transaction.status == "failed":
-            declined = DECLINED.format(transaction.gateway_response)
+            title, declined = f"Card declined. {title}", DECLINED.format(transaction.gateway_response)
         if bears:
-            fees = Markup('<p class="fees">with fees of {}</p>').format(
+            fees = Markup('<p class="fees">of which {} are fees</p>').format(
                 money(transaction.currency, total - transaction.amount)
             )
         text = CHECKOUT.format(
             merchant=self.merchant,
             amount=money(transaction.currency, total),
+            size=Markup(' class="long"') if total >= 10**9 else "",
             fees=fees,
             email=transaction.email,
             declined=declined,
             here=here,
             reference=transaction.reference,
         )
-        return document(200, f"Pay {money(transaction.currency, total)} to {self.merchant}", text)
+        return document(200, title, text)
 
 
 ENDPOINTS: dict[str, Callable[[Sandbox, Call], Answer]] = {
@@ -1758,7 +1761,7 @@ def with_fees(currency: str, amount: int) -> int:
 
 
 def money(currency: str, amount: int) -> str:
-    return f"{currency} {amount // 100:,}.{amount % 100:02}"
+    return f"{currency}\N{NO-BREAK SPACE}{amount // 100:,}.{amount % 100:02}"
 
 
 def customer(email: str, metadata: Any = None, nobody: str | None = None) -> Json:
@@ -1853,7 +1856,7 @@ DOCUMENT = Markup(
 <link rel="stylesheet" href="/sandbox.css">
 </head>
 <body>
-<p class="test"><strong>TEST</strong> This is a sandbox. No real money moves.</p>
+<p class="test"><strong>TEST</strong> Sandbox: no real money moves.</p>
 {text}
 </body>
 </html>
@@ -1863,15 +1866,13 @@ CHECKOUT = Markup(
     """<main>
 <header>
 <p class="merchant">{merchant}</p>
-<h1>{amount}</h1>{fees}
+<h1{size}>{amount}</h1>{fees}
 <p class="email">{email}</p>
 </header>{declined}
 <form method="post" action="{here}">
 <h2>Choose a test card</h2>
-<button name="do" value="pay" class="pay"><span>Pay {amount}</span>
-<small>4084 0840 8408 4081 &middot; succeeds</small></button>
-<button name="do" value="decline"><span>Use a card that is declined</span>
-<small>4084 0800 0000 5408 &middot; insufficient funds</small></button>
+<button name="do" value="pay" class="pay">Pay {amount} <small>with card 4084 0840 8408 4081</small></button>
+<button name="do" value="decline">Try a card that is declined <small>with card 4084 0800 0000 5408</small></button>
 <button name="do" value="cancel" class="quiet">Cancel and go back</button>
 </form>
 <footer>Reference {reference}</footer>
@@ -1895,7 +1896,7 @@ def document(status: int, title: str, text: Markup, headers: dict[str, str] | No
 
 
 def page(status: int, title: str, text: Markup) -> Answer:
-    return document(status, title, Markup("<main><h1>{}</h1>{}</main>").format(title, text))
+    return document(status, title, Markup('<main class="note"><h1>{}</h1>{}</main>').format(title, text))
 
 
 def see_other(url: str | None, otherwise: str) -> Answer:
@@ -1914,6 +1915,15 @@ def returning(transaction: Transaction) -> str | None:
     parts = urlsplit(url)
     named = urlencode({"trxref": transaction.reference, "reference": transaction.reference})
     return urlunsplit(parts._replace(query=f"{parts.query}&{named}" if parts.query else named))
+
+
+def giving_up(transaction: Transaction) -> str | None:
+    """Where the shop wants customers who walk away."""
+    return web_url(transaction.metadata.get("cancel_action")) if isinstance(transaction.metadata, dict) else None
+
+
+def back(url: str | None, merchant: str) -> Markup:
+    return Markup('<p><a class="button" href="{}">Return to {}</a></p>').format(url, merchant) if url else Markup()
 
 
 def web_url(value: object) -> str | None:

@@ -63,6 +63,10 @@ CREATE TABLE payments (
     -- When the worker looks at the provider next; null once there is nothing left to learn.
     look_at timestamptz,
     looked_at timestamptz,
+    -- Since when a paid payment is looked at for refunds that its provider spoke of but has not listed yet; and whether
+    -- it said that the whole charge is on its way back, which ends as a refund or as a chargeback.
+    refunds_awaited_since timestamptz,
+    is_reversed boolean NOT NULL DEFAULT false,
 
     CONSTRAINT completed_has_paid_at CHECK (
         (status IN ('completed', 'partially_refunded', 'refunded')) = (paid_at IS NOT NULL)),
@@ -116,6 +120,43 @@ CREATE TABLE charges (
 );
 
 CREATE INDEX charges_of_a_payment ON charges (payment_id);
+CREATE INDEX charges_by_provider_id ON charges (provider_id);
+
+-- Money that goes back. Ours are committed before they are asked for, with our id as the provider's merchant note, and
+-- asked for once; those made in the provider's dashboard are adopted from its list.
+--
+--   unanswered          asked for, or about to be; nobody knows; counts as spent
+--   pending … processed  the provider's words
+--   refused             the provider did not take it; the amount is free
+--   not_made            it is not on the provider's list, 30 minutes after it was asked for; the amount is free
+CREATE TABLE refunds (
+    id text PRIMARY KEY CONSTRAINT refund_id_is_rf_and_26_of_base32 CHECK (id ~ '^RF-[0-9A-HJKMNP-TV-Z]{26}$'),
+    charge_reference text NOT NULL CONSTRAINT refund_has_a_charge REFERENCES charges,
+    payment_id text NOT NULL CONSTRAINT refund_has_a_payment REFERENCES payments,
+    mode text NOT NULL,
+    provider_id bigint,
+    amount_minor bigint NOT NULL CONSTRAINT refunded_amount_is_positive CHECK (amount_minor > 0),
+    currency text NOT NULL,
+    status text NOT NULL CONSTRAINT refund_status_is_known CHECK (status IN (
+        'unanswered', 'pending', 'processing', 'needs-attention', 'processed', 'failed', 'refused', 'not_made')),
+    origin text NOT NULL CONSTRAINT refund_origin_is_known CHECK (origin IN ('paygate', 'dashboard')),
+    made_by text NOT NULL,
+    reason text,
+    refused_because text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When our one call ended, answered or not. A command that was killed has none.
+    send_ended_at timestamptz,
+    processed_at timestamptz,
+    look_at timestamptz,
+    CONSTRAINT refund_is_recorded_once UNIQUE (mode, provider_id),
+    CONSTRAINT the_provider_names_what_it_took CHECK (
+        provider_id IS NOT NULL OR status IN ('unanswered', 'refused', 'not_made')),
+    CONSTRAINT processed_has_its_time CHECK (status <> 'processed' OR processed_at IS NOT NULL)
+);
+
+CREATE INDEX refunds_of_a_charge ON refunds (charge_reference);
+CREATE INDEX refunds_of_a_payment ON refunds (payment_id);
+CREATE INDEX refunds_due_for_a_look ON refunds (mode, look_at) WHERE look_at IS NOT NULL;
 
 -- What the provider's webhook delivered, once for each different body. `body` is null for what is not ours.
 CREATE TABLE provider_events (
@@ -145,7 +186,9 @@ CREATE TABLE incidents (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mode text NOT NULL,
     kind text NOT NULL CONSTRAINT incident_kind_is_known CHECK (kind IN (
-        'second_charge', 'unknown_reference', 'mismatch', 'references_used_up', 'dispute')),
+        'second_charge', 'unknown_reference', 'mismatch', 'references_used_up', 'dispute', 'chargeback',
+        'refund_failed', 'refund_needs_attention', 'refund_not_final', 'refund_not_made', 'refund_revived',
+        'refunded_too_much')),
     subject text NOT NULL,
     payment_id text REFERENCES payments,
     opened_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -177,7 +220,8 @@ CREATE TABLE payment_events (
     actor text NOT NULL CONSTRAINT actor_is_known
         CHECK (actor IN ('api', 'form', 'link', 'webhook', 'worker') OR actor ~ '^operator:[^[:cntrl:]]{1,100}$'),
     why text NOT NULL CONSTRAINT why_is_known CHECK (why IN (
-        'reserved', 'opened', 'next_reference', 'refused', 'declined', 'time_over', 'charge', 'mismatch', 'by_hand')),
+        'reserved', 'opened', 'next_reference', 'refused', 'declined', 'time_over', 'charge', 'mismatch',
+        'refund', 'refund_failed', 'accepted', 'erased', 'by_hand')),
     from_status text,
     to_status text NOT NULL,
     amount_minor bigint NOT NULL,
@@ -305,6 +349,26 @@ BEGIN
 END
 $$;
 
+-- A refund is of one charge and one request for ever; only what the provider lists may correct its amount.
+CREATE FUNCTION guard_refund() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (OLD.id, OLD.charge_reference, OLD.payment_id, OLD.mode, OLD.origin, OLD.created_at)
+       IS DISTINCT FROM (NEW.id, NEW.charge_reference, NEW.payment_id, NEW.mode, NEW.origin, NEW.created_at)
+       OR (OLD.provider_id IS NOT NULL AND NEW.provider_id IS DISTINCT FROM OLD.provider_id) THEN
+        RAISE EXCEPTION 'what refund % is of never changes', OLD.id USING ERRCODE = 'check_violation';
+    END IF;
+    IF NEW.status = 'unanswered' AND OLD.status <> 'unanswered' THEN
+        RAISE EXCEPTION 'refund % has been answered', OLD.id USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER a_refund_stays_what_it_is BEFORE UPDATE ON refunds
+    FOR EACH ROW EXECUTE FUNCTION guard_refund();
+
+CREATE TRIGGER refunds_are_never_removed BEFORE DELETE OR TRUNCATE ON refunds
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER payments_are_never_removed BEFORE DELETE OR TRUNCATE ON payments
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER keys_are_never_removed BEFORE DELETE OR TRUNCATE ON idempotency_keys

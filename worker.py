@@ -27,7 +27,7 @@ class Worker:
         self.database = database
         self.gateway = gateway
         self.stopping = threading.Event()
-        self.loops = (self.look, self.apply_events, self.list_charges)
+        self.loops = (self.look, self.look_at_refunds, self.apply_events, self.apply_lists)
         self.threads = [
             threading.Thread(target=self.repeat, args=(loop,), name=loop.__name__, daemon=True) for loop in self.loops
         ]
@@ -54,8 +54,8 @@ class Worker:
         while not self.stopping.is_set():
             try:
                 pause_seconds = loop()
-            except (db.Unavailable, paystack.Unavailable) as error:
-                log.event(f"worker_{loop.__name__}", outcome=str(error))
+            except (db.Unavailable, paystack.Unavailable, paystack.Misconfigured) as error:
+                log.event(f"worker_{loop.__name__}", outcome=str(error) or "misconfigured")
                 pause_seconds = self.interval_seconds
             except Exception as error:  # the outermost loop: a bug in one round must not end the looking
                 log.failure(f"worker_{loop.__name__}", error)
@@ -72,11 +72,16 @@ class Worker:
         applied = checkout.apply_due_events(self.database, self.gateway, BATCH)
         return 0 if applied == BATCH else self.interval_seconds
 
-    def list_charges(self) -> float:
-        """Once a day, in one process of all: look for our charges in the provider's list."""
-        job = ("list_charges", self.gateway.mode)
+    def look_at_refunds(self) -> float:
+        """Ask about a batch of refunds that are due."""
+        looked = checkout.look_at_refunds(self.database, self.gateway, BATCH)
+        return 0 if looked == BATCH else self.interval_seconds
+
+    def apply_lists(self) -> float:
+        """Once a day, in one process of all: look for our charges and refunds in the provider's lists."""
+        job = ("apply_lists", self.gateway.mode)
         if db.claim_job(self.database, *job, LISTING_LEASE_SECONDS):
-            found = checkout.apply_listed_charges(self.database, self.gateway)
+            found = checkout.apply_lists(self.database, self.gateway)
             db.finish_job(self.database, *job, LISTING_EVERY_SECONDS)
             log.event("listed", outcome=found)
         return max(self.interval_seconds, 60)

@@ -1,0 +1,88 @@
+"""A PostgreSQL for the suite, and a fresh database for each test that asks for one."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from pytest_postgresql import factories
+
+import db
+import embedded
+
+# Neither a developer's own configuration nor another server's may reach a test.
+for name in [name for name in os.environ if name.startswith("PG") or name in ("DATABASE_URL", "PAYSTACK_SECRET_KEY")]:
+    del os.environ[name]
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does, so that the fixtures end the processes they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as pytest-postgresql wants it described."""
+
+    host: str
+    port: int
+    user: str
+    password: str | None
+    template_dbname: str = "template1"
+    maintenance_dbname: str = "postgres"
+    options: str = ""
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The server at TEST_DATABASE_URL, else an embedded one of this process, in a temporary folder."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield server_at(url)
+        return
+    with embedded.temporary() as cluster:
+        yield server_at(cluster.url)
+
+
+def server_at(url: str) -> Server:
+    parts = conninfo_to_dict(url)
+    return Server(
+        host=str(parts.get("host", "")),
+        port=int(parts.get("port") or 5432),
+        user=str(parts.get("user", "")),
+        password=str(parts["password"]) if "password" in parts else None,
+        maintenance_dbname=str(parts.get("dbname", "postgres")),
+    )
+
+
+def url_of(server: Server, dbname: str) -> str:
+    password = f":{quote(server.password, safe='')}" if server.password else ""
+    host = quote(server.host, safe="")
+    return f"postgresql://{quote(server.user, safe='')}{password}@/{dbname}?host={host}&port={server.port}"
+
+
+def load_schema(**database: Any) -> None:
+    db.migrate(
+        url_of(Server(**{name: database[name] for name in ("host", "port", "user", "password")}), database["dbname"])
+    )
+
+
+postgresql_noproc = factories.postgresql_noproc(depends_on="server", dbname="paygate", load=[load_schema])
+postgresql = factories.postgresql("postgresql_noproc")
+
+
+@pytest.fixture
+def database_url(postgresql: psycopg.Connection[Any], server: Server) -> str:
+    """The URL of a database of this test's own, with the schema and no rows."""
+    return url_of(server, postgresql.info.dbname)
+
+
+@pytest.fixture
+def cluster() -> Iterator[embedded.Cluster]:
+    """A server of this test's own, with no schema, to be restarted, killed and frozen."""
+    with embedded.temporary() as cluster:
+        yield cluster
