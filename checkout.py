@@ -5,6 +5,7 @@ No database connection is held while the provider is asked.
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,23 +41,60 @@ class UsedUp(Exception):
     """All nine references of a payment were tried; a person must look."""
 
 
+class Busy(Exception):
+    """As many payments are being opened as this process opens at once. Nothing was reserved."""
+
+
 Render = Callable[[db.Payment, paystack.Refused | None], db.Answer]
 """Writes the answer of a finished request: the payment as it stands, or why the provider refused it."""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """What opening a checkout needs besides the reservation. `pay_url` is the customer's page, without the id."""
+    """Where payments are started. `pay_url` is the customer's page, without the id.
+
+    `slots` is how many threads may wait for the provider at once: one that hangs holds these and no more, and the
+    others serve reads and webhooks.
+    """
 
     database: db.Database
     gateway: paystack.Gateway
     pay_url: str
     lease_seconds: float
+    ttl_seconds: float
+    slots: threading.BoundedSemaphore
     render: Render
 
     def budget_seconds(self) -> float:
         """How long after taking a lease the provider may be asked: one call and a half, and never past the lease."""
         return min(1.5 * self.gateway.timeout_seconds + 1, self.lease_seconds - 1)
+
+
+def start(desk: Desk, key: bytes, order: db.Order) -> tuple[db.Answer, bool]:
+    """Start the payment of `key`, or go on with one that a crash or a fault left behind; and whether the answer is a
+    replay. Without a free slot a finished key is still replayed.
+
+    Raises Busy, what `open_checkout` raises, db.KeyReused, db.InFlight, db.Unavailable.
+    """
+    if not desk.slots.acquire(blocking=False):
+        found = db.find_reservation(desk.database, mode=desk.gateway.mode, key=key, order=order)
+        if found is None or found.answer is None:
+            raise Busy
+        return found.answer, True
+    try:
+        reservation = db.reserve(
+            desk.database,
+            mode=desk.gateway.mode,
+            key=key,
+            order=order,
+            lease_seconds=desk.lease_seconds,
+            ttl_seconds=desk.ttl_seconds,
+        )
+        if reservation.answer is not None:
+            return reservation.answer, True
+        return open_checkout(desk, reservation), False
+    finally:
+        desk.slots.release()
 
 
 def open_checkout(desk: Desk, reservation: db.Reservation) -> db.Answer:
@@ -303,6 +341,8 @@ def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
             case paystack.UnderWay():
                 is_answered = False
     outcome = "paid" if is_paid else "unpaid" if is_answered else "no_answer"
+    if outcome != "no_answer":
+        db.finish_job(database, "look", gateway.mode, None)
     log.event("looked", payment=payment.id, outcome=outcome, ms=(time.monotonic() - started) * 1000)
     if not is_paid:
         ended = _end_of(due, declined) if is_answered else None

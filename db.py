@@ -64,6 +64,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     deadline: float | None = None
+    is_notifying = False
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         if timeout is None:
@@ -80,9 +81,13 @@ class Frozen(psycopg.OperationalError):
 
 
 class Database:
-    """The pool of connections to one database, and how a transaction is run on it."""
+    """The pool of connections to one database, and how a transaction is run on it.
 
-    def __init__(self, url: str, pool_size: int) -> None:
+    `notifies`: the merchant is told of what changes, so the database is to note it.
+    """
+
+    def __init__(self, url: str, pool_size: int, *, notifies: bool = False) -> None:
+        self.notifies = notifies
         self.pool: ConnectionPool[BoundedConnection] = ConnectionPool(
             url,
             connection_class=BoundedConnection,
@@ -126,7 +131,7 @@ class Database:
             generation = self.generation
             try:
                 with self.pool.connection(timeout=deadline - time.monotonic()) as conn:
-                    conn.deadline = deadline
+                    conn.deadline, conn.is_notifying = deadline, self.notifies
                     return work(conn)
             except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
                 if not retry or not _is_worth_a_retry(error):
@@ -195,11 +200,14 @@ def _is_worth_a_retry(error: psycopg.Error) -> bool:
     return error.sqlstate.startswith(("08", "57P0", "40")) or error.sqlstate == "25006"
 
 
-def set_actor(conn: psycopg.Connection[Any], actor: str, why: str) -> None:
+def set_actor(conn: BoundedConnection, actor: str, why: str) -> None:
     """Name who changes payments, and why, for the rest of the transaction (which is what pgbouncer keeps together)."""
     conn.execute(
-        "SELECT set_config('paygate.actor', %(actor)s, true), set_config('paygate.why', %(why)s, true)",
-        {"actor": actor, "why": why},
+        """
+        SELECT set_config('paygate.actor', %(actor)s, true), set_config('paygate.why', %(why)s, true),
+               set_config('paygate.notify', %(notify)s, true)
+        """,
+        {"actor": actor, "why": why, "notify": "on" if conn.is_notifying else "off"},
     )
 
 
@@ -265,12 +273,17 @@ class Payment:
         return self.charge_reference or reference_of_attempt(self.reference, self.attempt)
 
     @property
+    def open_checkout_url(self) -> str | None:
+        """Where the customer can pay; None unless pending."""
+        return self.checkout_url if self.status == "pending" else None
+
+    @property
     def is_paid(self) -> bool:
         return self.status in PAID
 
-    def to_json(self) -> str:
-        """The one JSON form, for answers, notifications and exports: amounts as numbers with the currency's decimals,
-        which `json` cannot write (it writes 50.00 as 50.0)."""
+    def to_json(self, *others: str) -> str:
+        """The one JSON form, for answers, notifications and exports (which have `others` of its fields too): amounts as
+        numbers with the currency's decimals, which `json` cannot write (it writes 50.00 as 50.0)."""
         members = {
             "id": json.dumps(self.id),
             "customer_name": json.dumps(self.customer_name, ensure_ascii=False),
@@ -279,12 +292,13 @@ class Payment:
             "status": json.dumps(self.status),
             "currency": json.dumps(self.currency),
             "reference": json.dumps(self.current_reference),
-            "checkout_url": json.dumps(self.checkout_url if self.status == "pending" else None),
+            "checkout_url": json.dumps(self.open_checkout_url),
             "status_reason": json.dumps(self.status_reason, ensure_ascii=False),
             "mode": json.dumps(self.mode),
             "created_at": json.dumps(timestamp(self.created_at)),
             "paid_at": json.dumps(timestamp(self.paid_at)),
             "refunded_amount": money.render(self.refunded_minor, self.currency),
+            **{name: json.dumps(getattr(self, name), ensure_ascii=False) for name in others},
         }
         return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
 
@@ -307,11 +321,19 @@ def _name(prefix: str, secret: bytes, mode: str, key: bytes) -> str:
     return f"{prefix}-{base64.b32encode(digest).translate(CROCKFORD)[:26].decode()}"
 
 
+def payment_id_of(database: Database, mode: str, key: bytes) -> str:
+    """The id that the payment of `key` has, or will have."""
+    return _name("PAY", database.secret(), mode, key)
+
+
 def _random_id(prefix: str) -> str:
     return _name(prefix, secrets.token_bytes(32), "", b"")
 
 
 def find_payment(database: Database, payment_id: str) -> Payment | None:
+    """The payment of an id; None for one that is unknown, and for what is no id."""
+    if not ID_PATTERN.fullmatch(payment_id):
+        return None
     row = database.run(
         lambda conn: conn.execute("SELECT * FROM payments WHERE id = %(id)s", {"id": payment_id}).fetchone()
     )
@@ -680,7 +702,9 @@ def open_incident(conn: BoundedConnection, mode: str, kind: str, subject: str, p
 
 def note_incident(database: Database, payment: Payment, kind: str) -> None:
     """Open an incident about a whole payment."""
-    database.run(lambda conn: open_incident(conn, payment.mode, kind, payment.id, payment.id))
+    database.transaction(
+        payment.source, "by_hand", lambda conn: open_incident(conn, payment.mode, kind, payment.id, payment.id)
+    )
 
 
 def payment_of(conn: BoundedConnection, reference: str) -> str | None:
@@ -818,19 +842,23 @@ def finish_look(
     database.transaction("worker", "declined", work)
 
 
-def ask_to_look(database: Database, payment_ids: Iterable[str]) -> None:
-    """Make unpaid payments due for a look now, each at most once in 5 seconds. Their regular looks stay as they are:
-    when to look next is reckoned from a payment's age."""
-    database.run(
+def look_soon(database: Database, noted: Iterable[str], waited_for: Iterable[str]) -> dict[str, str]:
+    """Make the unpaid ones of the `noted` payments due for a look now, each at most once in 5 seconds, and return the
+    status of each one `waited_for`. Regular looks stay as they are: they are reckoned from a payment's age."""
+    rows = database.run(
         lambda conn: conn.execute(
             """
-            UPDATE payments SET look_at = now()
-             WHERE id = ANY(%(ids)s) AND charge_reference IS NULL AND (look_at IS NULL OR look_at > now())
-               AND (looked_at IS NULL OR looked_at <= now() - interval '5 s')
+            WITH due AS (
+                UPDATE payments SET look_at = now()
+                 WHERE id = ANY(%(noted)s) AND charge_reference IS NULL AND (look_at IS NULL OR look_at > now())
+                   AND (looked_at IS NULL OR looked_at <= now() - interval '5 s')
+            )
+            SELECT id, status FROM payments WHERE id = ANY(%(waited_for)s)
             """,
-            {"ids": list(payment_ids)},
-        )
+            {"noted": list(noted), "waited_for": list(waited_for)},
+        ).fetchall()
     )
+    return {row["id"]: row["status"] for row in rows}
 
 
 def claim_job(database: Database, name: str, mode: str, lease_seconds: float) -> bool:
@@ -848,12 +876,14 @@ def claim_job(database: Database, name: str, mode: str, lease_seconds: float) ->
     return claimed.rowcount == 1
 
 
-def finish_job(database: Database, name: str, mode: str, next_seconds: float) -> None:
+def finish_job(database: Database, name: str, mode: str, next_seconds: float | None) -> None:
+    """Note that a job was done just now, and when it is due next (None: it is not one that falls due)."""
     database.run(
         lambda conn: conn.execute(
             """
-            UPDATE jobs SET due_at = now() + make_interval(secs => %(next_seconds)s)
-             WHERE mode = %(mode)s AND name = %(name)s
+            INSERT INTO jobs (mode, name, due_at, done_at)
+            VALUES (%(mode)s, %(name)s, now() + make_interval(secs => %(next_seconds)s), now())
+            ON CONFLICT (mode, name) DO UPDATE SET due_at = excluded.due_at, done_at = excluded.done_at
             """,
             {"mode": mode, "name": name, "next_seconds": next_seconds},
         )
@@ -1352,6 +1382,166 @@ def close_incidents(
         )
     )
     return closed.rowcount
+
+
+# Notifications
+
+
+@dataclass(frozen=True)
+class Notification:
+    """One thing to tell the merchant, with the payment as it stood when it happened."""
+
+    id: uuid.UUID
+    type: str
+    sequence: int
+    made_at: datetime
+    tries: int
+    payment: Payment | None
+    incident: dict[str, Any] | None
+
+
+def claim_notification(database: Database, mode: str, lease_seconds: float) -> Notification | None:
+    """The notification most overdue, ours alone for a while; its try is counted. A later one of the same payment is not
+    due before this one has ended."""
+
+    def work(conn: BoundedConnection) -> Notification | None:
+        row = conn.execute(
+            """
+            WITH due AS (
+                SELECT id FROM notifications WHERE mode = %(mode)s AND due_at <= now()
+                 ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+            )
+            UPDATE notifications n SET tries = tries + 1, due_at = now() + make_interval(secs => %(lease_seconds)s)
+              FROM due WHERE n.id = due.id
+            RETURNING n.*
+            """,
+            {"mode": mode, "lease_seconds": lease_seconds},
+        ).fetchone()
+        return _notification(conn, row) if row is not None else None
+
+    return database.run(work)
+
+
+def _notification(conn: BoundedConnection, row: dict[str, Any]) -> Notification:
+    payment = conn.execute("SELECT * FROM payments WHERE id = %(payment_id)s", row).fetchone()
+    incident = conn.execute("SELECT id, kind, subject FROM incidents WHERE id = %(incident_id)s", row).fetchone()
+    facts = dict(row["facts"])
+    if facts["paid_at"] is not None:
+        facts["paid_at"] = datetime.fromisoformat(facts["paid_at"])
+    return Notification(
+        id=row["id"],
+        type=row["type"],
+        sequence=row["sequence"],
+        made_at=row["made_at"],
+        tries=row["tries"],
+        payment=Payment.of({**payment, **facts}) if payment else None,
+        incident=incident,
+    )
+
+
+def finish_notification(
+    database: Database, notification: Notification, outcome: str, *, is_delivered: bool, pause_seconds: float | None
+) -> None:
+    """Store how a try ended: delivered, to be tried again after `pause_seconds`, or dead. When it is over, the next one
+    of the payment is due at once."""
+    values = {
+        "id": notification.id,
+        "payment_id": notification.payment.id if notification.payment else None,
+        "next": notification.sequence + 1,
+        "outcome": outcome,
+        "is_delivered": is_delivered,
+        "pause_seconds": pause_seconds,
+    }
+
+    def work(conn: BoundedConnection) -> None:
+        # The lock under which notifications are made: none can be made between the two statements, and wait for ever.
+        conn.execute("SELECT FROM payments WHERE id = %(payment_id)s FOR UPDATE", values)
+        conn.execute(
+            """
+            UPDATE notifications
+               SET last_outcome = %(outcome)s,
+                   due_at = CASE WHEN NOT %(is_delivered)s THEN now() + make_interval(secs => %(pause_seconds)s) END,
+                   delivered_at = CASE WHEN %(is_delivered)s THEN clock_timestamp() END,
+                   dead_at = CASE WHEN NOT %(is_delivered)s AND %(pause_seconds)s::float8 IS NULL
+                                  THEN clock_timestamp() END
+             WHERE id = %(id)s AND delivered_at IS NULL
+            """,
+            values,
+        )
+        if is_delivered or pause_seconds is None:
+            conn.execute(
+                """
+                UPDATE notifications SET due_at = now()
+                 WHERE payment_id = %(payment_id)s AND sequence = %(next)s
+                   AND due_at IS NULL AND delivered_at IS NULL AND dead_at IS NULL
+                """,
+                values,
+            )
+
+    database.transaction("worker", "by_hand", work)
+
+
+def send_again(database: Database, mode: str, payment_id: str | None) -> int:
+    """Make the last notification of a payment due again, or (without one) all dead ones; how many."""
+    again = database.run(
+        lambda conn: conn.execute(
+            """
+            UPDATE notifications SET due_at = now(), tries = 0, delivered_at = NULL, dead_at = NULL
+             WHERE mode = %(mode)s AND id IN (
+                SELECT id FROM notifications
+                 WHERE %(payment_id)s::text IS NULL AND mode = %(mode)s AND dead_at IS NOT NULL
+                UNION ALL
+                (SELECT id FROM notifications WHERE payment_id = %(payment_id)s ORDER BY sequence DESC LIMIT 1))
+            """,
+            {"mode": mode, "payment_id": payment_id},
+        )
+    )
+    return again.rowcount
+
+
+# Metrics
+
+
+def metrics(database: Database) -> list[dict[str, Any]]:
+    """What there is to watch, as rows of `name`, `mode`, `status` (or null) and `value`."""
+    return database.run(
+        lambda conn: conn.execute(
+            """
+            SELECT 'paygate_payments' AS name, mode, status, count(*)::float8 AS value
+              FROM payments WHERE status IN ('pending', 'review') GROUP BY mode, status
+            UNION ALL
+            SELECT 'paygate_payments', mode, to_status, count(*)
+              FROM payment_events
+             WHERE at > now() - interval '1 day' AND to_status NOT IN ('pending', 'review')
+               AND to_status IS DISTINCT FROM from_status
+             GROUP BY mode, to_status
+            UNION ALL
+            SELECT 'paygate_payments_found_late', mode, NULL, count(*)
+              FROM payment_events WHERE at > now() - interval '1 day' AND why = 'charge' AND actor = 'worker'
+             GROUP BY mode
+            UNION ALL
+            SELECT 'paygate_oldest_due_look_seconds', modes.mode, NULL,
+                   coalesce(extract(epoch FROM now() - (SELECT min(look_at) FROM payments p
+                                                         WHERE p.mode = modes.mode AND look_at <= now())), 0)
+              FROM (VALUES ('test'), ('live')) AS modes (mode)
+            UNION ALL
+            SELECT 'paygate_oldest_due_notification_seconds', modes.mode, NULL,
+                   coalesce(extract(epoch FROM now() - (SELECT min(due_at) FROM notifications n
+                                                         WHERE n.mode = modes.mode AND due_at <= now())), 0)
+              FROM (VALUES ('test'), ('live')) AS modes (mode)
+            UNION ALL
+            SELECT 'paygate_notifications_dead', mode, NULL, count(*)
+              FROM notifications WHERE dead_at IS NOT NULL GROUP BY mode
+            UNION ALL
+            SELECT 'paygate_incidents_open', mode, kind, count(*)
+              FROM incidents WHERE closed_at IS NULL GROUP BY mode, kind
+            UNION ALL
+            SELECT 'paygate_last_answered_look_timestamp_seconds', mode, NULL, extract(epoch FROM done_at)
+              FROM jobs WHERE name = 'look' AND done_at IS NOT NULL
+             ORDER BY 1, 2, 3
+            """
+        ).fetchall()
+    )
 
 
 # The schema

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -51,10 +52,18 @@ INITDB = (
     "--set=timezone=UTC",
     "--set=log_timezone=UTC",
 )
-THROWAWAY = ("-cfsync=off", "-csynchronous_commit=off", "-cfull_page_writes=off", "-cmax_wal_size=256MB")
+THROWAWAY = (
+    "-cfsync=off",
+    "-csynchronous_commit=off",
+    "-cfull_page_writes=off",
+    "-cmax_wal_size=256MB",
+    "-cdynamic_shared_memory_type=mmap",  # in the folder, so that nothing is left when that is removed
+)
 MEMORY_FOLDER, LEAST_MEMORY = "/dev/shm", 1 << 30  # noqa: S108 (a container's has 64 MiB)
 # What a postmaster that was killed leaves behind for a moment: its children's shared memory, its own lock file.
 PASSING = ("still in use", "already exists")
+# The smallest question that a server answers, here with "N": https://www.postgresql.org/docs/current/protocol-flow.html
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -84,7 +93,7 @@ def database(home: Path) -> Iterator["Cluster"]:
 @contextmanager
 def temporary() -> Iterator["Cluster"]:
     """A server for tests: in a temporary folder, quick rather than durable, ended with the process that made it."""
-    with tempfile.TemporaryDirectory(prefix="paygate-", dir=_quick_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix="paygate-", dir=quick_folder()) as name:
         Path(name).chmod(0o711)  # where we are root, the server's user has to pass
         cluster = Cluster(Path(name) / "postgres", throwaway=True)
         try:
@@ -94,6 +103,12 @@ def temporary() -> Iterator["Cluster"]:
             cluster.stop()
             for folder in (cluster.sockets, cluster.home):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_libpq() -> None:
+    """Remove PGOPTIONS, PGHOSTADDR and the like from our environment: they are meant for another server than ours."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 class Cluster:
@@ -131,18 +146,20 @@ class Cluster:
         if not self.data.exists():
             self._create()
         begun = time.monotonic()
-        reason = "it does not get ready"
+        reason, launched = "it does not get ready", False
         while self._status()[-1:] != ["ready"] or not self._answers():
             waited = time.monotonic() - begun
             if self._process is not None and self._process.poll() is not None:
-                reason = self._last_words()
                 self._process = None
-                if not any(words in reason for words in PASSING) or waited > PASSING_SECONDS:
-                    break
-                time.sleep(0.1)
+                if launched:
+                    reason = self._last_words()
+                    if not any(words in reason for words in PASSING) or waited > PASSING_SECONDS:
+                        break
+                    time.sleep(0.1)
             elif self._process is None and not self._answers():
                 self._forget_stale_pid()
                 self._launch()
+                launched = True
             elif waited > START_SECONDS:
                 break
             time.sleep(0.01)
@@ -237,13 +254,15 @@ class Cluster:
             return []
 
     def _answers(self) -> bool:
+        """Whether somebody replies at the socket: a server that is being killed may still take the connection."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             try:
                 client.connect(str(self.sockets / SOCKET))
-            except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
+                client.sendall(SSL_REQUEST)
+                return client.recv(1) == b"N"
+            except (FileNotFoundError, ConnectionError, TimeoutError):
                 return False
-        return True
 
     def _forget_stale_pid(self) -> None:
         """Remove the lock files of a postmaster that was killed, when its process id is no postmaster's any more.
@@ -298,7 +317,7 @@ def end_with_us(how: signal.Signals) -> Callable[[], None] | None:
     return lambda: libc.prctl(PR_SET_PDEATHSIG, how)
 
 
-def _quick_folder() -> str | None:
+def quick_folder() -> str | None:
     """In memory where there is room: a test's database is copied in 10 ms there, and in 100-250 ms on a slow disk."""
     with suppress(OSError):
         room = os.statvfs(MEMORY_FOLDER)

@@ -1,5 +1,6 @@
 """gunicorn's settings, read by `gunicorn 'paygate:create_app()'` in this folder; all of them from the environment."""
 
+import signal
 import socket
 import struct
 from typing import Any
@@ -39,9 +40,18 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(process: Any) -> None:
-    """Start the background loops in this process, on the app's own pool."""
+    """Start the background loops in this process, on the app's own pool, and let waiting readers go at once when the
+    process is asked to end."""
+    app = process.wsgi
+    end = signal.getsignal(signal.SIGTERM)
+
+    def let_readers_go(number: int, frame: Any) -> None:
+        app.readers.stop()
+        if callable(end):
+            end(number, frame)
+
+    signal.signal(signal.SIGTERM, let_readers_go)
     if paygate_settings.run_worker:
-        app = process.wsgi
         process.background = worker.Worker(app.settings, app.database, app.gateway)
         process.background.start()
 

@@ -149,8 +149,7 @@ def database(env: dict[str, str]) -> Iterator[tuple[str, embedded.Cluster | None
     if "DATABASE_URL" in env:
         yield settings.database_url(env), None
         return
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # PGOPTIONS, PGHOSTADDR and the like are meant for another server
+    embedded.forget_libpq()
     with embedded.database(STATE / "postgres") as cluster:
         yield cluster.url, cluster
 

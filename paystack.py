@@ -4,25 +4,16 @@ Nothing that Paystack sends is believed before it has been read here: by the HTT
 then the members that are needed (https://paystack.com/docs/api/). What cannot be read is `Unavailable`: no answer.
 """
 
-import contextvars
 import hashlib
 import hmac
-import http.client
-import io
 import json
 import re
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import requests
-import requests.adapters
-import urllib3
-import urllib3.connection
-
+import calls
 from money import Charge, Refund
 from settings import PAYSTACK_URL, origin
 
@@ -115,12 +106,7 @@ class Gateway:
         self.checkout_origins = {CHECKOUT_ORIGIN}
         if url != PAYSTACK_URL:
             self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
-        self.session = requests.Session()
-        # A .netrc would replace our Authorization header, and a proxy in the environment would see it.
-        self.session.trust_env = False
-        self.session.headers.update({"Authorization": f"Bearer {keys[0]}", "Accept": "application/json"})
-        self.session.headers["Accept-Encoding"] = "identity"
-        self.session.mount(url, BoundedAdapter(pool_connections=1, pool_maxsize=256))
+        self.caller = calls.Caller({"Authorization": f"Bearer {keys[0]}", "Accept": "application/json"})
 
     def initialize(
         self,
@@ -263,22 +249,16 @@ class Gateway:
 
         Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
         """
-        token = DEADLINE.set(time.monotonic() + within_seconds)
         try:
-            with self.session.request(
-                method, self.url + path, json=body, timeout=within_seconds, allow_redirects=False, stream=True
-            ) as response:
-                content = response.raw.read(LARGEST_ANSWER + 1, decode_content=False)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise Unavailable("time-out" if _is_timeout(error) else "unreachable") from error
-        finally:
-            DEADLINE.reset(token)
+            response, content = self.caller.call(method, self.url + path, within_seconds, LARGEST_ANSWER, json=body)
+        except calls.Failed as failed:
+            raise Unavailable(str(failed)) from failed
         status = response.status_code
         if status == 429:
             raise Unavailable("429", _retry_after(response.headers.get("Retry-After", "")))
         if status != 200 and not 400 <= status < 500:
             raise Unavailable(str(status))
-        answer = _json(content) if len(content) <= LARGEST_ANSWER else None
+        answer = _json(content)
         if not isinstance(answer, dict) or (status == 200 and answer.get("status") is not True):
             raise Unavailable("unreadable")
         return status, answer
@@ -430,56 +410,3 @@ def _time(value: object) -> datetime | None:
 
 def _retry_after(header: str) -> float:
     return float(header) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0
-
-
-def _is_timeout(error: BaseException) -> bool:
-    timeouts = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
-    return isinstance(error, timeouts) or any(isinstance(each, timeouts) for each in error.args)
-
-
-# requests' time-out is for one read: an answer of one byte a second, in its headers or its body, never ends. Here each
-# read gets what is left until the deadline of the call.
-DEADLINE: contextvars.ContextVar[float] = contextvars.ContextVar("DEADLINE")
-
-
-class BoundedReader(socket.SocketIO):
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock, "rb")
-        self.socket = sock
-        sock._io_refs += 1  # type: ignore[attr-defined]  # what socket.makefile() does: closing waits for this reader
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = DEADLINE.get() - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the call's time is over")
-        self.socket.settimeout(left)
-        return super().readinto(buffer)
-
-
-class BoundedResponse(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(BoundedReader(sock))
-
-
-class BoundedConnection(urllib3.connection.HTTPConnection):
-    response_class = BoundedResponse
-
-
-class BoundedTLSConnection(urllib3.connection.HTTPSConnection):
-    response_class = BoundedResponse
-
-
-class BoundedPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = BoundedConnection
-
-
-class BoundedTLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = BoundedTLSConnection
-
-
-class BoundedAdapter(requests.adapters.HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": BoundedPool, "https": BoundedTLSPool}

@@ -17,7 +17,7 @@ Customers
 
     decline                  the first card is declined ("Insufficient Funds"), the next one works
     declines                 every card is declined
-    underpaid, overpaid      NGN 1.00 (or the like) less, or more, than asked for is paid
+    underpaid, overpaid      one naira, cedi, rand … less, or more, than asked for is paid
     other-currency           the same number is paid in another currency
     pays-fees                the customer bears the fees: more is paid than asked for
     paid-at-once             paid before initialize has answered
@@ -360,8 +360,8 @@ CUSTOMERS = (
 )
 REFUND_STATES = ("pending", "processing", "processed", "failed", "needs-attention")
 SETTINGS = (
-    *("webhook_url", "webhook_timeout_seconds", "retry_seconds", "refund_seconds", "refund_events_with_id"),
-    *("latency_seconds", "not_found_status", "currencies", "fees_by_customer", "merchant"),
+    *("secret_key", "merchant", "currencies", "fees_by_customer", "not_found_status", "latency_seconds"),
+    *("refund_seconds", "refund_events_with_id", "webhook_url", "webhook_timeout_seconds", "retry_seconds"),
 )
 READINGS = ("transactions", "refunds", "disputes", "deliveries", "webhooks_due", "calls", "requests")  # by GET too
 CONTROLS = (
@@ -599,7 +599,7 @@ class Ledger:
 
 
 class Sandbox:
-    """The stand-in. Public methods may be called from any thread, and (but start and stop) from any process by HTTP."""
+    """The stand-in. Its methods may be called from any thread, those in CONTROLS from any process by HTTP."""
 
     def __init__(
         self,
@@ -638,7 +638,7 @@ class Sandbox:
         self._faults: list[Fault] = []
         self._calls: Counter[tuple[str, str]] = Counter()
         self._requests: deque[Json] = deque(maxlen=1000)
-        self._deliveries: deque[Delivery] = deque(maxlen=100_000)
+        self._deliveries: deque[Delivery] = deque(maxlen=20_000)
         self._held: list[Delivery] | None = None
         self._untried = 0
         self._lagging = False
@@ -658,7 +658,8 @@ class Sandbox:
     def start(self) -> Self:
         self._thread = threading.Thread(target=self._run, name="sandbox", daemon=True)
         self._thread.start()
-        self._ready.wait(10)
+        if not self._ready.wait(10):
+            raise SandboxError("the sandbox did not start within 10 seconds")
         if self._failure is not None:
             raise self._failure
         return self
@@ -769,7 +770,7 @@ class Sandbox:
         """Who asks for what, counted; and the fault that this call meets."""
         if request.headers.get("authorization") != f"Bearer {self.secret_key}":
             step = "Ensure that you provide the correct authorization key for the request"
-            raise Refused(401, "Invalid key", "invalid_Key", step=step)
+            raise Refused(401, "Invalid key", "invalid_Key", step=step)  # their spelling
         endpoint, argument = route(request)
         call = Call(endpoint, argument, request.query, parse_body(request))
         transaction = self._subject(call)
@@ -1272,9 +1273,9 @@ class Sandbox:
             self._faults.clear()
 
     def configure(self, **settings: Any) -> None:
-        """Change one of: webhook_url, merchant, latency_seconds (of each answer of the API), retry_seconds (a list:
-        when an event is sent again), webhook_timeout_seconds, refund_seconds, currencies, not_found_status (400, 404),
-        refund_events_with_id, fees_by_customer."""
+        """Change one of: secret_key, merchant, currencies, fees_by_customer, not_found_status (400 or 404),
+        latency_seconds (of each answer of the API), refund_seconds, refund_events_with_id, webhook_url,
+        webhook_timeout_seconds, retry_seconds (a list: when an unanswered event is sent again)."""
         for name, value in settings.items():
             if name not in SETTINGS:
                 raise SandboxError(f"no setting {name!r}; there is {', '.join(SETTINGS)}")

@@ -78,6 +78,7 @@ CREATE TABLE payments (
 );
 
 CREATE INDEX payments_due_for_a_look ON payments (mode, look_at) WHERE look_at IS NOT NULL;
+CREATE INDEX payments_open ON payments (mode, status) WHERE status IN ('pending', 'review');
 CREATE INDEX payments_newest_first ON payments (created_at DESC, id);
 
 -- A request with an Idempotency-Key, or with the random key that a request without one is given. It is kept as long
@@ -202,11 +203,37 @@ CREATE TABLE incidents (
 CREATE INDEX incidents_open ON incidents (mode, opened_at) WHERE closed_at IS NULL;
 CREATE INDEX incidents_of_a_payment ON incidents (payment_id) WHERE payment_id IS NOT NULL;
 
--- What runs once in a while for all processes; whoever moves `due_at` on does it.
+-- What the merchant's own system is told, in the same commit as the change, by the triggers below. `facts` is the
+-- payment as it stood then, in what can change of it.
+CREATE TABLE notifications (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    mode text NOT NULL,
+    type text NOT NULL,
+    payment_id text REFERENCES payments,
+    incident_id bigint REFERENCES incidents,
+    -- The order within a payment: a later one waits, with due_at null, until the earlier one is delivered or dead.
+    sequence integer NOT NULL,
+    facts jsonb NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tries smallint NOT NULL DEFAULT 0,
+    due_at timestamptz,
+    delivered_at timestamptz,
+    dead_at timestamptz,
+    last_outcome text,
+    CONSTRAINT notifications_are_numbered UNIQUE (payment_id, sequence),
+    CONSTRAINT an_ended_notification_is_not_due CHECK (due_at IS NULL OR (delivered_at IS NULL AND dead_at IS NULL))
+);
+
+CREATE INDEX notifications_due ON notifications (mode, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX notifications_dead ON notifications (mode, dead_at) WHERE dead_at IS NOT NULL;
+CREATE INDEX notifications_delivered ON notifications (delivered_at) WHERE delivered_at IS NOT NULL;
+
+-- What runs once in a while for all processes: whoever moves `due_at` on does it.
 CREATE TABLE jobs (
     mode text NOT NULL,
     name text NOT NULL,
-    due_at timestamptz NOT NULL,
+    due_at timestamptz,
+    done_at timestamptz,
     PRIMARY KEY (mode, name)
 );
 
@@ -233,6 +260,9 @@ CREATE TABLE payment_events (
     hash text NOT NULL CONSTRAINT hash_is_a_hex_sha256 CHECK (hash ~ '^[0-9a-f]{64}$'),
     CONSTRAINT payment_events_are_numbered UNIQUE (payment_id, n)
 );
+
+-- Rows are appended in the order of time, so that the smallest of indexes finds the last day.
+CREATE INDEX payment_events_by_time ON payment_events USING brin (at) WITH (pages_per_range = 32);
 
 -- The hash of an audit row. The fields are joined by line breaks, which none of them can hold.
 CREATE FUNCTION payment_event_hash(previous_hash text, event payment_events) RETURNS text LANGUAGE sql STABLE AS $$
@@ -288,6 +318,55 @@ CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
            NEW.refunded_minor, NEW.accepted_by, NEW.paid_at, NEW.expires_at, NEW.customer_name, NEW.customer_email,
            NEW.customer_phone, NEW.location, NEW.description, NEW.metadata, NEW.return_url))
     EXECUTE FUNCTION write_payment_event();
+
+-- One notification, while `paygate.notify` is on, as it is in every transaction of a service that has NOTIFY_URL set.
+-- The caller holds the payment's lock, so the numbers have no gap and the order no doubt.
+CREATE FUNCTION notify_merchant(payment payments, type text, incident_id bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    last notifications;
+BEGIN
+    SELECT * INTO last FROM notifications WHERE payment_id = payment.id ORDER BY sequence DESC LIMIT 1;
+    INSERT INTO notifications (mode, type, payment_id, incident_id, sequence, due_at, facts)
+    VALUES (payment.mode, type, payment.id, incident_id, coalesce(last.sequence, 0) + 1,
+            CASE WHEN last.id IS NULL OR last.delivered_at IS NOT NULL OR last.dead_at IS NOT NULL
+                 THEN clock_timestamp() END,
+            jsonb_build_object(
+                'status', payment.status, 'status_reason', payment.status_reason, 'attempt', payment.attempt,
+                'checkout_url', payment.checkout_url, 'charge_reference', payment.charge_reference,
+                'charged_minor', payment.charged_minor, 'refunded_minor', payment.refunded_minor,
+                'paid_at', payment.paid_at));
+END
+$$;
+
+CREATE FUNCTION notify_of_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('paygate.notify', true) = 'on' THEN
+        PERFORM notify_merchant(NEW, 'payment.' || NEW.status, NULL);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER a_changed_payment_is_notified AFTER UPDATE ON payments
+    FOR EACH ROW
+    WHEN ((OLD.status, OLD.refunded_minor) IS DISTINCT FROM (NEW.status, NEW.refunded_minor))
+    EXECUTE FUNCTION notify_of_change();
+
+CREATE FUNCTION notify_of_incident() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    payment payments;
+BEGIN
+    IF current_setting('paygate.notify', true) = 'on' THEN
+        SELECT * INTO payment FROM payments WHERE id = NEW.payment_id FOR UPDATE;
+        payment.mode := NEW.mode;
+        PERFORM notify_merchant(payment, 'incident.opened', NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER a_new_incident_is_notified AFTER INSERT ON incidents
+    FOR EACH ROW EXECUTE FUNCTION notify_of_incident();
 
 CREATE FUNCTION guard_payment() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,5 +1,6 @@
 """The environment, read once into a frozen dataclass and checked at start."""
 
+import base64
 import os
 import re
 from collections.abc import Mapping
@@ -39,8 +40,16 @@ class Settings:
     lease_seconds: float = 60
     payment_ttl_seconds: float = 24 * 3600
     retention_days: float = 90
+    pay_form: bool = False
     merchant_name: str | None = None
+    notify_url: str | None = None
+    notify_secrets: tuple[bytes, ...] = field(default=(), repr=False)
     return_url_origins: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    rate_limit: tuple[int, float] | None = (300, 60)
+    """How many POSTs of payments in how many seconds."""
+    trusted_proxies: int = 0
+    metrics_token: str | None = field(default=None, repr=False)
     log_level: str = "INFO"
     worker_interval_seconds: float = 2
     run_worker: bool = True
@@ -97,8 +106,15 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         lease_seconds=_number(env, "LEASE_SECONDS", 60, 3, 3600),
         payment_ttl_seconds=_number(env, "PAYMENT_TTL_HOURS", 24, 0.0001, 24 * 365) * 3600,
         retention_days=_number(env, "RETENTION_DAYS", 90, 1, 36500),
+        pay_form=_switch(env, "PAY_FORM", "off"),
         merchant_name=env.get("MERCHANT_NAME"),
+        notify_url=_notify_url(env),
+        notify_secrets=_notify_secrets(env),
         return_url_origins=_origins(env, "RETURN_URL_ORIGINS"),
+        cors_origins=_origins(env, "CORS_ORIGINS"),
+        rate_limit=_rate(env, "RATE_LIMIT", "300/minute"),
+        trusted_proxies=_integer(env, "TRUSTED_PROXIES", 0, 0, 10),
+        metrics_token=env.get("METRICS_TOKEN"),
         log_level=_one_of(env, "LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
         worker_interval_seconds=_number(env, "WORKER_INTERVAL", 2, 0.05, 3600),
         run_worker=_switch(env, "RUN_WORKER", "1"),
@@ -163,6 +179,44 @@ def _public_url(env: Mapping[str, str], host: str, port: int, *, live: bool) -> 
     if live and not url.startswith("https://"):
         raise Invalid("PUBLIC_URL must be https with a live key")
     return url
+
+
+def _notify_url(env: Mapping[str, str]) -> str | None:
+    url = env.get("NOTIFY_URL")
+    if url is not None and (origin(url) is None or urlsplit(url).fragment):
+        raise Invalid("NOTIFY_URL must be an absolute URL such as https://shop.example.com/paygate")
+    return url
+
+
+def _notify_secrets(env: Mapping[str, str]) -> tuple[bytes, ...]:
+    """The keys in `whsec_…` (base64, of 24 to 64 bytes, as the Standard Webhooks specification says)."""
+    texts = _list(env, "NOTIFY_SECRET")
+    if env.get("NOTIFY_URL") and not texts:
+        raise Invalid(
+            "NOTIFY_SECRET is missing: NOTIFY_URL needs it to sign; make one with "
+            "python -c 'import base64, os; print(\"whsec_\" + base64.b64encode(os.urandom(32)).decode())'"
+        )
+    try:
+        keys = tuple(base64.b64decode(text.removeprefix("whsec_"), validate=True) for text in texts)
+    except ValueError:
+        keys = (b"",)
+    if (
+        len(keys) > 2
+        or not all(text.startswith("whsec_") for text in texts)
+        or any(len(k) < 24 or len(k) > 64 for k in keys)
+    ):
+        raise Invalid("NOTIFY_SECRET must be whsec_ and the base64 of 24 to 64 bytes, or two of these, comma-separated")
+    return keys
+
+
+def _rate(env: Mapping[str, str], name: str, default: str) -> tuple[int, float] | None:
+    text = env.get(name, default).lower()
+    if text == "off":
+        return None
+    parts = re.fullmatch(r"([1-9][0-9]{0,6})/(second|minute|hour)", text, re.ASCII)
+    if parts is None:
+        raise Invalid(f"{name} must be off, or a number for each second, minute or hour, such as {default}")
+    return int(parts[1]), {"second": 1, "minute": 60, "hour": 3600}[parts[2]]
 
 
 def _currencies(env: Mapping[str, str]) -> tuple[str, ...]:

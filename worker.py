@@ -11,6 +11,7 @@ from collections.abc import Callable
 import checkout
 import db
 import log
+import notifications
 import paystack
 from settings import Settings
 
@@ -26,8 +27,18 @@ class Worker:
         self.interval_seconds = settings.worker_interval_seconds
         self.database = database
         self.gateway = gateway
+        self.notifier = (
+            notifications.Notifier(settings.notify_url, settings.notify_secrets) if settings.notify_url else None
+        )
         self.stopping = threading.Event()
-        self.loops = (self.look, self.look_at_refunds, self.apply_events, self.apply_lists)
+        self.loops: tuple[Callable[[], float], ...] = (
+            self.look,
+            self.look_at_refunds,
+            self.apply_events,
+            self.apply_lists,
+            # A receiver that hangs holds one delivery; three of them delay no other payment's.
+            *[self.notify] * (4 if self.notifier else 0),
+        )
         self.threads = [
             threading.Thread(target=self.repeat, args=(loop,), name=loop.__name__, daemon=True) for loop in self.loops
         ]
@@ -71,6 +82,12 @@ class Worker:
         """Apply a batch of events whose first handling failed."""
         applied = checkout.apply_due_events(self.database, self.gateway, BATCH)
         return 0 if applied == BATCH else self.interval_seconds
+
+    def notify(self) -> float:
+        """Deliver one notification that is due."""
+        if self.notifier is not None and self.notifier.deliver_next(self.database, self.gateway.mode):
+            return 0
+        return self.interval_seconds
 
     def look_at_refunds(self) -> float:
         """Ask about a batch of refunds that are due."""

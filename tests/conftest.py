@@ -15,9 +15,10 @@ from pytest_postgresql import factories
 import db
 import embedded
 
-# Neither a developer's own configuration nor another server's may reach a test.
-for name in [name for name in os.environ if name.startswith("PG") or name in ("DATABASE_URL", "PAYSTACK_SECRET_KEY")]:
-    del os.environ[name]
+# Neither a developer's configuration nor what is meant for another server may reach a test.
+embedded.forget_libpq()
+for name in ("DATABASE_URL", "PAYSTACK_SECRET_KEY", "PAYSTACK_URL"):
+    os.environ.pop(name, None)
 
 
 def pytest_configure() -> None:

@@ -99,7 +99,7 @@ class Shop:
         """POST exactly this body, as JSON unless `headers` say otherwise."""
         return self.client.simulate_post(PAYMENTS, body=body, headers={**JSON, **(headers or {})})
 
-    def created(self, **fields: object) -> dict[str, Any]:
+    def created(self, **fields: Any) -> dict[str, Any]:
         """A new payment, as its 201 tells it."""
         answer = self.create(**fields)
         assert answer.status_code == 201, answer.text

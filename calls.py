@@ -1,0 +1,111 @@
+"""Calls to other hosts that end in time, whatever the other side does."""
+
+import contextvars
+import http.client
+import io
+import socket
+import time
+from typing import Any
+
+import requests
+import requests.adapters
+import urllib3
+import urllib3.connection
+
+
+class Failed(Exception):
+    """No whole answer: `time-out` or `unreachable`. The call may or may not have taken effect."""
+
+
+class TooLarge(Failed):
+    """An answer that was not read to its end; its status is known."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("too large")
+        self.status = status
+
+
+class Caller:
+    """A kept session: its connections are used again. Safe to share between threads."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self.session = requests.Session()
+        # A .netrc would replace our Authorization header, and a proxy in the environment would see it.
+        self.session.trust_env = False
+        self.session.headers.update({"Accept-Encoding": "identity", **headers})
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, BoundedAdapter(pool_connections=4, pool_maxsize=256))
+
+    def call(
+        self, method: str, url: str, within_seconds: float, largest: int, **request: Any
+    ) -> tuple[requests.Response, bytes]:
+        """One call, `within_seconds` in all, and its answer of at most `largest` bytes. Redirects are not followed.
+
+        `request` is what requests takes besides (`json`, `data`, `headers`). Raises Failed.
+        """
+        token = DEADLINE.set(time.monotonic() + within_seconds)
+        try:
+            with self.session.request(
+                method, url, timeout=within_seconds, allow_redirects=False, stream=True, **request
+            ) as response:
+                content = response.raw.read(largest + 1, decode_content=False)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise Failed("time-out" if _is_timeout(error) else "unreachable") from error
+        finally:
+            DEADLINE.reset(token)
+        if len(content) > largest:
+            raise TooLarge(response.status_code)
+        return response, content
+
+
+def _is_timeout(error: BaseException) -> bool:
+    timeouts = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
+    return isinstance(error, timeouts) or any(isinstance(each, timeouts) for each in error.args)
+
+
+# requests' time-out is for one read: an answer of one byte a second, in its headers or its body, never ends. Here each
+# read gets what is left until the deadline of the call.
+DEADLINE: contextvars.ContextVar[float] = contextvars.ContextVar("DEADLINE")
+
+
+class BoundedReader(socket.SocketIO):
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, "rb")
+        self.socket = sock
+        sock._io_refs += 1  # type: ignore[attr-defined]  # what socket.makefile() does: closing waits for this reader
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = DEADLINE.get() - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the call's time is over")
+        self.socket.settimeout(left)
+        return super().readinto(buffer)
+
+
+class BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(BoundedReader(sock))
+
+
+class BoundedConnection(urllib3.connection.HTTPConnection):
+    response_class = BoundedResponse
+
+
+class BoundedTLSConnection(urllib3.connection.HTTPSConnection):
+    response_class = BoundedResponse
+
+
+class BoundedPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = BoundedConnection
+
+
+class BoundedTLSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = BoundedTLSConnection
+
+
+class BoundedAdapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": BoundedPool, "https": BoundedTLSPool}

@@ -1,0 +1,420 @@
+# ruff: noqa: F811, S608  (fixtures are imported by their names; the SQL is written here)
+"""What the database itself refuses, whoever asks, and what it writes down by itself; the pool; the migrations."""
+
+import itertools
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import psycopg
+import psycopg.rows
+import pytest
+from books import RANKS, check_books, check_trail
+from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
+
+import db
+
+Psql = psycopg.Connection[dict[str, Any]]
+
+
+@pytest.fixture
+def psql(database_url: str) -> Iterator[Psql]:
+    """Somebody with the database's password and no manners."""
+    with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as conn:
+        yield conn
+
+
+@pytest.fixture
+def payment_id(shop: Shop) -> str:
+    return str(shop.created()["id"])
+
+
+def charge_row(payment: dict[str, Any], **others: object) -> dict[str, Any]:
+    """A charge that pays for `payment`, but for `others`."""
+    names = "reference", "mode", "amount_minor", "currency"
+    row = {name: payment[name] for name in names}
+    return {**row, "payment_id": payment["id"], "requested_minor": payment["amount_minor"], "source": "test", **others}
+
+
+def insert(psql: Psql, table: str, row: dict[str, Any]) -> None:
+    columns, values = ", ".join(row), ", ".join(f"%({name})s" for name in row)
+    psql.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})".encode(), row)
+
+
+def payment_row(psql: Psql, payment_id: str) -> dict[str, Any]:
+    row = psql.execute("SELECT * FROM payments WHERE id = %s", [payment_id]).fetchone()
+    assert row is not None
+    return row
+
+
+def move(psql: Psql, payment_id: str, status: str) -> None:
+    """Set a status with all that belongs to it, so that nothing but its place on the line can be wrong."""
+    psql.execute(
+        """
+        UPDATE payments
+           SET status = %(status)s,
+               paid_at = CASE WHEN payment_rank(%(status)s) >= 3 THEN coalesce(paid_at, now()) END,
+               charge_reference = CASE WHEN payment_rank(%(status)s) >= 2 THEN reference ELSE charge_reference END,
+               charged_minor = CASE WHEN payment_rank(%(status)s) >= 2 THEN amount_minor ELSE charged_minor END,
+               refunded_minor = CASE %(status)s WHEN 'partially_refunded' THEN 1
+                                                WHEN 'refunded' THEN amount_minor ELSE refunded_minor END
+         WHERE id = %(id)s
+        """,
+        {"id": payment_id, "status": status},
+    )
+
+
+# What is refused
+
+
+def refuses(psql: Psql, words: str, statement: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match=words):
+        psql.execute(statement.encode())
+
+
+def test_the_state_of_a_payment_rises_and_never_falls(psql: Psql, payment_id: str) -> None:
+    insert(psql, "charges", charge_row(payment_row(psql, payment_id)))
+    for before, after in itertools.permutations(RANKS, 2):
+        rises = RANKS[after] > RANKS[before] and (before, after) != ("review", "partially_refunded")
+        with psql.transaction(force_rollback=True):
+            if before != "pending":
+                move(psql, payment_id, before)
+            if rises:
+                move(psql, payment_id, after)
+                assert payment_row(psql, payment_id)["status"] == after
+            else:
+                with pytest.raises(psycopg.errors.CheckViolation, match=r"cannot fall|leaves review only"):
+                    move(psql, payment_id, after)
+
+
+def test_what_a_payment_asks_for_never_changes(psql: Psql, payment_id: str) -> None:
+    changes = {
+        "id": "'PAY-00000000000000000000000000'",
+        "mode": "'live'",
+        "amount_minor": "amount_minor - 1",
+        "currency": "'USD'",
+        "reference": "'PG-00000000000000000000000000'",
+        "source": "'link'",
+        "created_at": "created_at - interval '1 day'",
+    }
+    for column, value in changes.items():
+        refuses(psql, "never changes", f"UPDATE payments SET {column} = {value}")
+
+
+def test_a_checkout_url_is_never_replaced(psql: Psql, payment_id: str) -> None:
+    for url in ("'https://checkout.paystack.com/other'", "NULL"):
+        refuses(psql, "has its checkout URL already", f"UPDATE payments SET checkout_url = {url}")
+
+
+def test_a_payment_never_goes_back_to_an_earlier_reference(psql: Psql, payment_id: str) -> None:
+    psql.execute("UPDATE payments SET attempt = 3")
+    refuses(psql, "earlier reference", "UPDATE payments SET attempt = 2")
+    refuses(psql, "attempt_is_1_to_9", "UPDATE payments SET attempt = 10")
+
+
+def test_a_payment_follows_its_own_charge_for_ever(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    for change in ("charge_reference = reference || '-2'", "charged_minor = 1", "charge_reference = NULL"):
+        refuses(psql, "follows its own charge", f"UPDATE payments SET {change}")
+
+
+def test_completed_needs_a_charge_that_pays_it(shop: Shop, psql: Psql, payment_id: str) -> None:
+    """Asked at exactly its amount, in its currency and mode, paid in full, and as much as the payment says."""
+    payment = payment_row(psql, payment_id)
+    wrong: list[dict[str, Any]] = [
+        {"payment_id": shop.created()["id"]},
+        {"mode": "live"},
+        {"currency": "USD"},
+        {"requested_minor": 4999},
+        {"requested_minor": 5001, "amount_minor": 5001},
+        {"amount_minor": 4999},
+        {"amount_minor": 5001},  # the payment will say that it was 5000
+        {"reference": payment["reference"] + "-2"},
+    ]
+    for difference in wrong:
+        for status in ("completed", "partially_refunded"):
+            with psql.transaction(force_rollback=True):
+                insert(psql, "charges", charge_row(payment, **difference))
+                with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
+                    move(psql, payment_id, status)
+    insert(psql, "charges", charge_row(payment))
+    move(psql, payment_id, "completed")
+
+
+def test_completed_without_such_a_charge_needs_a_recorded_acceptance(psql: Psql, payment_id: str) -> None:
+    insert(psql, "charges", charge_row(payment_row(psql, payment_id), amount_minor=4000))
+    psql.execute("UPDATE payments SET status = 'review', charge_reference = reference, charged_minor = 4000")
+    refuses(psql, "no charge that pays it", "UPDATE payments SET status = 'completed', paid_at = now()")
+    psql.execute("UPDATE payments SET status = 'completed', paid_at = now(), accepted_by = 'operator:ada'")
+
+
+def test_a_new_payment_cannot_be_born_completed(psql: Psql, payment_id: str) -> None:
+    payment = payment_row(psql, payment_id)
+    names = "mode", "amount_minor", "currency", "customer_name", "customer_email", "customer_phone", "location"
+    born = {name: payment[name] for name in (*names, "source", "expires_at", "created_at")}
+    born |= {"id": "PAY-00000000000000000000000000", "reference": "PG-00000000000000000000000000"}
+    born |= {"status": "completed", "paid_at": payment["created_at"], "charge_reference": born["reference"]}
+    with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
+        insert(psql, "payments", {**born, "charged_minor": payment["amount_minor"]})
+
+
+def test_no_row_that_money_hangs_on_is_removed(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    for table in ("payments", "idempotency_keys", "charges", "payment_events", "secrets"):
+        for statement in ("DELETE FROM", "TRUNCATE"):
+            cascade = " CASCADE" if statement == "TRUNCATE" else ""
+            refuses(psql, "is refused: its rows are kept as they are", f"{statement} {table}{cascade}")
+        assert psql.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() != {"count": 0}
+
+
+def test_an_audit_row_a_charge_and_the_secret_never_change(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    for change in (
+        "payment_events SET why = 'by_hand'",
+        "payment_events SET at = now()",
+        "payment_events SET hash = repeat('0', 64)",
+        "charges SET amount_minor = 1",
+        "charges SET payment_id = 'PAY-00000000000000000000000000'",
+        "secrets SET value = sha256('')",
+    ):
+        refuses(psql, "is refused: its rows are kept as they are", f"UPDATE {change}")
+
+
+def test_a_key_has_one_payment_and_a_payment_one_key(psql: Psql, payment_id: str) -> None:
+    with pytest.raises(psycopg.errors.UniqueViolation, match="payment_has_one_key"):
+        psql.execute(
+            """
+            INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token)
+            SELECT mode, sha256(key), fingerprint, payment_id, token FROM idempotency_keys
+            """
+        )
+
+
+def test_a_server_error_is_never_stored_as_an_answer(psql: Psql, payment_id: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation, match="an_answer_is_never_a_server_error"):
+        psql.execute("UPDATE idempotency_keys SET answer_status = 503")
+
+
+# The audit trail
+
+
+def trail(psql: Psql, payment_id: str) -> list[dict[str, Any]]:
+    return psql.execute("SELECT * FROM payment_events WHERE payment_id = %s ORDER BY n", [payment_id]).fetchall()
+
+
+def test_the_trail_says_who_changed_a_payment_and_why(shop: Shop, psql: Psql) -> None:
+    payment = shop.created()
+    shop.pay(payment["reference"])
+    assert [(row["actor"], row["why"], row["from_status"], row["to_status"]) for row in trail(psql, payment["id"])] == [
+        ("api", "reserved", None, "pending"),
+        ("api", "opened", "pending", "pending"),
+        ("webhook", "charge", "pending", "completed"),
+    ]
+    last = trail(psql, payment["id"])[-1]
+    assert (last["amount_minor"], last["currency"], last["mode"], last["reference"]) == (
+        *(5000, "NGN", "test"),
+        payment["reference"],
+    )
+    assert (last["charged_minor"], last["refunded_minor"]) == (5000, 0)
+
+
+def test_the_hashes_of_a_trail_can_be_computed_again_by_anybody(shop: Shop, psql: Psql) -> None:
+    for _ in range(3):
+        shop.pay(shop.created(customer_name="Жанна O'Neill")["reference"])
+    shop.created()
+    assert len(check_books(shop.database_url)) == 4
+
+
+def test_a_change_behind_the_triggers_back_is_found(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    check_books(shop.database_url)
+    psql.execute("SET session_replication_role = replica")  # what only a superuser may do
+    for change, undoing in (
+        ("charged_minor = charged_minor + 1 WHERE n = 2", "charged_minor = charged_minor - 1 WHERE n = 2"),
+        ("at = at + interval '1 us' WHERE n = 1", "at = at - interval '1 us' WHERE n = 1"),
+        ("actor = 'worker' WHERE n = 3", "actor = 'webhook' WHERE n = 3"),
+        ("n = 4 WHERE n = 3", "n = 3 WHERE n = 4"),
+    ):
+        psql.execute(f"UPDATE payment_events SET {change}".encode())
+        with pytest.raises(AssertionError):
+            check_books(shop.database_url)
+        psql.execute(f"UPDATE payment_events SET {undoing}".encode())
+        check_books(shop.database_url)
+
+
+def test_a_change_in_psql_is_written_down_as_the_database_users(psql: Psql, payment_id: str) -> None:
+    changes = {
+        "status_reason": "'because'",
+        "attempt": "2",
+        "expires_at": "expires_at + interval '1 s'",
+        "customer_name": "'Jane'",
+        "customer_email": "'jane@example.com'",
+        "customer_phone": "'1234567'",
+        "location": "'Accra'",
+        "description": "'Shoes'",
+        "metadata": "'{}'",
+        "return_url": "'https://shop.example.com'",
+        "accepted_by": "'operator:ada'",
+        "status": "'expired'",
+    }
+    for n, (column, value) in enumerate(changes.items(), start=3):
+        psql.execute(f"UPDATE payments SET {column} = {value}".encode())
+        last = trail(psql, payment_id)[-1]
+        assert (last["n"], last["actor"], last["why"]) == (n, f"operator:{psql.info.user}", "by_hand"), column
+    check_trail(trail(psql, payment_id))
+
+
+def test_when_to_look_next_leaves_no_trail(psql: Psql, payment_id: str) -> None:
+    psql.execute("UPDATE payments SET look_at = now(), looked_at = now()")
+    assert len(trail(psql, payment_id)) == 2
+
+
+def test_changes_at_once_do_not_fork_a_trail(shop: Shop, psql: Psql, payment_id: str) -> None:
+    begin = threading.Barrier(20)
+
+    def change(number: int) -> None:
+        with psycopg.connect(shop.database_url, autocommit=True) as conn:
+            begin.wait(10)
+            conn.execute("UPDATE payments SET location = %s", [f"Lagos {number}"])
+
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(change, range(20)))
+    assert len(trail(psql, payment_id)) == 22
+    check_trail(trail(psql, payment_id))
+
+
+def test_an_actor_that_is_not_on_the_list_is_refused(psql: Psql, payment_id: str) -> None:
+    for setting, value in (("actor", "nobody"), ("actor", "operator:a\nb"), ("why", "just so")):
+        with pytest.raises(psycopg.errors.CheckViolation, match=f"{setting}_is_known"), psql.transaction():
+            psql.execute("SELECT set_config(%s, %s, true)", [f"paygate.{setting}", value])
+            psql.execute("UPDATE payments SET location = 'Accra'")
+
+
+# The pool
+
+
+@pytest.fixture
+def one_connection(database_url: str) -> Iterator[db.Database]:
+    """A pool that gives the same connection to everyone in turn, as a pooler in transaction mode may."""
+    with db.Database(database_url, 1) as database:
+        yield database
+
+
+def by_hand(database: db.Database, payment_id: str) -> None:
+    database.run(
+        lambda conn: conn.execute("UPDATE payments SET location = location || '.' WHERE id = %s", [payment_id])
+    )
+
+
+def test_an_actor_never_leaks_into_the_next_transaction(
+    one_connection: db.Database, psql: Psql, payment_id: str
+) -> None:
+    by_hand(one_connection, payment_id)
+    one_connection.transaction("webhook", "charge", lambda conn: conn.execute("SELECT 1"))
+    by_hand(one_connection, payment_id)
+    with pytest.raises(ZeroDivisionError):
+        one_connection.transaction("worker", "declined", lambda conn: 1 / 0)
+    by_hand(one_connection, payment_id)
+    whose = {(row["actor"], row["why"]) for row in trail(psql, payment_id)[2:]}
+    assert whose == {(f"operator:{psql.info.user}", "by_hand")}
+
+
+def test_a_payment_request_leaves_no_actor_behind(open_shop: Callable[..., Shop], psql: Psql) -> None:
+    shop = open_shop(DB_POOL="1")
+    payment_id = shop.created()["id"]
+    by_hand(shop.app.database, payment_id)
+    assert trail(psql, payment_id)[-1]["actor"] == f"operator:{psql.info.user}"
+
+
+def test_nothing_is_prepared_on_the_server(open_shop: Callable[..., Shop]) -> None:
+    """Behind a pooler in transaction mode the next statement may reach another connection of the server."""
+    shop = open_shop(DB_POOL="1")
+    for _ in range(12):
+        shop.pay(shop.created()["reference"])
+    prepared = shop.app.database.run(lambda conn: conn.execute("SELECT * FROM pg_prepared_statements").fetchall())
+    assert prepared == []
+
+
+def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
+    """A database that is set to serializable and to acknowledge what is not on disk yet."""
+    for setting in ("default_transaction_isolation = 'serializable'", "synchronous_commit = 'off'"):
+        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}".encode())
+    shown = {"transaction_isolation": "read committed", "synchronous_commit": "on"}
+    with db.Database(database_url, 1) as database:
+        for name, value in shown.items():
+            alone = database.run(lambda conn, name=name: conn.execute(f"SHOW {name}").fetchone())  # type: ignore[misc]
+            within = database.transaction(
+                "worker",
+                "declined",
+                lambda conn, name=name: conn.execute(f"SHOW {name}").fetchone(),  # type: ignore[misc]
+            )
+            assert alone == within == {name: value}
+
+
+# Migrations
+
+
+@pytest.fixture
+def empty_url(database_url: str) -> Iterator[str]:
+    """A database with nothing in it."""
+    name = f"empty_{secrets.token_hex(4)}"
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+        yield urlsplit(database_url)._replace(path=f"/{name}").geturl()
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+ALL = [number for number, _ in db.migrations()]
+
+
+def test_migrating_twice_does_nothing_the_second_time(empty_url: str) -> None:
+    assert db.migrate(empty_url) == ALL
+    assert db.migrate(empty_url) == []
+
+
+def test_several_who_migrate_at_once_take_turns(empty_url: str) -> None:
+    begin = threading.Barrier(4)
+
+    def migrate(_: int) -> list[int]:
+        begin.wait(10)
+        return db.migrate(empty_url)
+
+    with ThreadPoolExecutor(4) as threads:
+        ran = list(threads.map(migrate, range(4)))
+    assert sorted(number for numbers in ran for number in numbers) == ALL
+    with psycopg.connect(empty_url) as conn:
+        assert conn.execute("SELECT count(*) FROM secrets").fetchone() == (1,)
+
+
+def test_a_newer_schema_is_left_alone_and_serves(shop: Shop, psql: Psql) -> None:
+    psql.execute("INSERT INTO migrations VALUES (999, now())")
+    assert db.migrate(shop.database_url) == []
+    assert shop.client.simulate_get("/readyz").status_code == 200
+
+
+def test_a_database_without_the_schema_is_not_ready_until_it_is_migrated(
+    empty_url: str, open_shop: Callable[..., Shop]
+) -> None:
+    shop = open_shop(DATABASE_URL=empty_url)
+    assert shop.client.simulate_get("/readyz").status_code == 503
+    db.migrate(empty_url)
+    assert shop.client.simulate_get("/readyz").status_code == 200
+
+
+def test_two_businesses_share_a_database_each_in_a_schema_of_its_own(
+    empty_url: str, open_shop: Callable[..., Shop]
+) -> None:
+    urls = {name: f"{empty_url}&options={quote(f'-csearch_path={name}')}" for name in ("ada", "ben")}
+    for name, url in urls.items():
+        with psycopg.connect(empty_url, autocommit=True) as conn:
+            conn.execute(f"CREATE SCHEMA {name}".encode())
+        assert db.migrate(url) == ALL
+    ada, ben = (open_shop(DATABASE_URL=url) for url in urls.values())
+    payment = ada.created(key="one")
+    ada.pay(payment["reference"])
+    assert ada.get(payment["id"])["status"] == "completed"
+    assert ben.client.simulate_get(f"/api/v1/payments/{payment['id']}").status_code == 404
+    assert ben.created(key="one")["id"] != payment["id"]

@@ -1,0 +1,130 @@
+"""One line of JSON an event, with nothing in it that anybody sent."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+import log
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator["Lines"]:
+    """What is logged at INFO and above, as the service writes it to stderr."""
+    root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level, log.logger.level)
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    log.configure("INFO")
+    token = log.request_id.set("req-1")
+    yield Lines(stderr)
+    log.request_id.reset(token)
+    root.handlers[:], root.level, log.logger.level = before
+
+
+class Lines:
+    def __init__(self, stderr: io.StringIO) -> None:
+        self.stderr = stderr
+
+    @property
+    def text(self) -> str:
+        return self.stderr.getvalue()
+
+    def read(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+def test_an_event_is_one_line_of_json_with_its_fields_in_order(lines: Lines) -> None:
+    log.event("looked", payment="PAY-1", reference="PG-1", ms=12.345, outcome="paid")
+    [line] = lines.read()
+    assert list(line) == ["at", "level", "event", "payment", "reference", "ms", "outcome", "request_id"]
+    assert line.pop("at").endswith("Z")
+    assert line == {
+        "level": "INFO",
+        "event": "looked",
+        "payment": "PAY-1",
+        "reference": "PG-1",
+        "ms": 12.3,
+        "outcome": "paid",
+        "request_id": "req-1",
+    }
+
+
+def test_what_is_not_known_is_left_out(lines: Lines) -> None:
+    log.request_id.set(None)
+    log.event("listed", outcome=0)
+    [line] = lines.read()
+    assert list(line) == ["at", "level", "event", "outcome"]
+    assert line["outcome"] == 0
+
+
+def test_no_text_can_break_a_line(lines: Lines) -> None:
+    log.event("looked", outcome='a\r\nb"c')
+    assert lines.text.count("\n") == 1
+    assert lines.read()[0]["outcome"] == 'a\r\nb"c'
+
+
+def test_what_is_below_the_level_is_not_written(lines: Lines) -> None:
+    log.event("detail", level=logging.DEBUG)
+    assert lines.text == ""
+
+
+def raise_and_log(error: Exception) -> None:
+    try:
+        raise error
+    except Exception as raised:
+        log.failure("unexpected", raised, payment="PAY-1")
+
+
+def test_an_error_is_logged_by_its_type_and_place_and_never_by_its_message(lines: Lines) -> None:
+    raise_and_log(requests.ConnectionError("https://zebedee:hush@example.com/ refused zebedee@example.com"))
+    [line] = lines.read()
+    assert line["level"] == "ERROR"
+    assert line["payment"] == "PAY-1"
+    assert line["outcome"].startswith("ConnectionError at test_log.py:")
+    assert "zebedee" not in lines.text
+
+
+def test_an_error_that_was_caused_by_another_hides_both_messages(lines: Lines) -> None:
+    try:
+        try:
+            raise ValueError("zebedee")
+        except ValueError as cause:
+            raise RuntimeError("zebedee again") from cause
+    except RuntimeError as error:
+        log.failure("unexpected", error)
+    assert "RuntimeError" in lines.text
+    assert "zebedee" not in lines.text
+
+
+def test_a_violated_constraint_is_named_without_the_row_that_violates_it(lines: Lines, database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("CREATE TABLE names (name text CONSTRAINT name_is_short CHECK (length(name) < 3))")
+        try:
+            conn.execute("INSERT INTO names VALUES ('zebedee')")
+        except psycopg.Error as error:
+            assert "zebedee" in str(error)
+            log.failure("unexpected", error)
+    [line] = lines.read()
+    assert line["outcome"].startswith("CheckViolation 23514 name_is_short at ")
+    assert "zebedee" not in lines.text
+
+
+@pytest.mark.parametrize("name", ["psycopg.pool", "urllib3.connectionpool", "falcon", "concurrent.futures"])
+def test_of_a_librarys_message_only_its_source_is_kept(lines: Lines, name: str) -> None:
+    logging.getLogger(name).warning("cannot connect to %s", "postgresql://zebedee:hush@db", exc_info=ValueError("hush"))
+    [line] = lines.read()
+    assert (line["level"], line["event"]) == ("WARNING", name)
+    assert "zebedee" not in lines.text
+    assert "hush" not in lines.text
+
+
+def test_a_library_is_not_heard_below_a_warning(lines: Lines) -> None:
+    log.configure("DEBUG")
+    logging.getLogger("urllib3").debug("zebedee")
+    logging.getLogger("psycopg").info("zebedee")
+    assert lines.text == ""

@@ -1,0 +1,285 @@
+"""The environment: what each name means, and what stops the start, in one line that names it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shop import ROOT, SECRET_KEY
+
+import settings
+
+LIVE_KEY = "sk_live_fedcba9876543210"
+NEEDED = {
+    "DATABASE_URL": "postgresql://shop:opensesame@db.example.com/pay",
+    "PAYSTACK_SECRET_KEY": SECRET_KEY,
+}
+
+
+def load(**env: str) -> settings.Settings:
+    return settings.load({**NEEDED, **env})
+
+
+def refusal(**env: str) -> str:
+    with pytest.raises(settings.Invalid) as caught:
+        load(**env)
+    return str(caught.value)
+
+
+def test_the_defaults_are_those_that_are_documented() -> None:
+    assert load() == settings.Settings(
+        database_url=NEEDED["DATABASE_URL"],
+        paystack_secret_keys=(SECRET_KEY,),
+        paystack_url="https://api.paystack.co",
+        paystack_timeout_seconds=10,
+        public_url="http://127.0.0.1:8000",
+        host="127.0.0.1",
+        port=8000,
+        web_concurrency=2,
+        threads=64,
+        db_pool=8,
+        currencies=("NGN",),
+        api_token=None,
+        require_idempotency_key=False,
+        lease_seconds=60,
+        payment_ttl_seconds=24 * 3600,
+        retention_days=90,
+        merchant_name=None,
+        return_url_origins=(),
+        log_level="INFO",
+        worker_interval_seconds=2,
+        run_worker=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "attribute", "value"),
+    [
+        ("DATABASE_URL", "postgres://db/pay", "database_url", "postgres://db/pay"),
+        ("DATABASE_URL", "postgresql://a,b/pay?target_session_attrs=read-write", "database_url", ...),
+        ("PAYSTACK_SECRET_KEY", f"{SECRET_KEY}, sk_test_another00", "paystack_secret_keys", ...),
+        ("PAYSTACK_URL", "https://proxy.example.com/paystack/", "paystack_url", "https://proxy.example.com/paystack"),
+        ("PAYSTACK_URL", "http://127.0.0.1:8010", "paystack_url", "http://127.0.0.1:8010"),
+        ("PAYSTACK_TIMEOUT", "2.5", "paystack_timeout_seconds", 2.5),
+        ("PUBLIC_URL", "https://pay.example.com/", "public_url", "https://pay.example.com"),
+        ("HOST", "localhost", "host", "localhost"),
+        ("PORT", "8080", "public_url", "http://127.0.0.1:8080"),
+        ("WEB_CONCURRENCY", "4", "web_concurrency", 4),
+        ("THREADS", "16", "threads", 16),
+        ("DB_POOL", "3", "db_pool", 3),
+        ("CURRENCIES", "GHS, NGN,XOF", "currencies", ("GHS", "NGN", "XOF")),
+        ("API_TOKEN", "open", "api_token", "open"),
+        ("REQUIRE_IDEMPOTENCY_KEY", "on", "require_idempotency_key", True),
+        ("REQUIRE_IDEMPOTENCY_KEY", "1", "require_idempotency_key", True),
+        ("REQUIRE_IDEMPOTENCY_KEY", "Off", "require_idempotency_key", False),
+        ("LEASE_SECONDS", "30", "lease_seconds", 30),
+        ("PAYMENT_TTL_HOURS", "0.5", "payment_ttl_seconds", 1800),
+        ("RETENTION_DAYS", "30.5", "retention_days", 30.5),
+        ("MERCHANT_NAME", "Mama Put & Sons", "merchant_name", "Mama Put & Sons"),
+        (
+            "RETURN_URL_ORIGINS",
+            "https://shop.example.com, http://localhost:3000",
+            "return_url_origins",
+            ("https://shop.example.com", "http://localhost:3000"),
+        ),
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("WORKER_INTERVAL", "0.5", "worker_interval_seconds", 0.5),
+        ("RUN_WORKER", "0", "run_worker", False),
+    ],
+)
+def test_each_name_of_the_environment_is_read(name: str, text: str, attribute: str, value: object) -> None:
+    if value is ...:
+        value = tuple(text.split(", ")) if "," in text and attribute != "database_url" else text
+    assert getattr(load(**{name: text}), attribute) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "mysql://shop:opensesame@db/pay"),
+        ("DATABASE_URL", "db.example.com"),
+        ("PAYSTACK_SECRET_KEY", ""),
+        ("PAYSTACK_SECRET_KEY", "pk_test_0123456789abcdef"),
+        ("PAYSTACK_SECRET_KEY", "sk_test_"),
+        ("PAYSTACK_SECRET_KEY", f"{SECRET_KEY},{LIVE_KEY}"),
+        ("PAYSTACK_SECRET_KEY", "sk_test_aaaaaaaa,sk_test_bbbbbbbb,sk_test_cccccccc"),
+        ("PAYSTACK_SECRET_KEY", "sk_test_aaaaaaaa\nX-Injected: 1"),
+        ("PAYSTACK_URL", "api.paystack.co"),
+        ("PAYSTACK_URL", "http://api.paystack.co"),
+        ("PAYSTACK_URL", "https://user:password@api.paystack.co"),
+        ("PAYSTACK_URL", "https://api.paystack.co?x=1"),
+        ("PAYSTACK_URL", "ftp://api.paystack.co"),
+        ("PAYSTACK_TIMEOUT", "0"),
+        ("PAYSTACK_TIMEOUT", "nan"),
+        ("PAYSTACK_TIMEOUT", "1e1"),
+        ("PAYSTACK_TIMEOUT", "-1"),
+        ("PUBLIC_URL", "pay.example.com"),
+        ("PUBLIC_URL", "https://pay.example.com/#here"),
+        ("PUBLIC_URL", "https://pay.example.com:port"),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "http"),
+        ("PORT", "٨٠٠٠"),
+        ("WEB_CONCURRENCY", "0"),
+        ("THREADS", "1"),
+        ("THREADS", "4.5"),
+        ("DB_POOL", "0"),
+        ("CURRENCIES", "NGN,EUR"),
+        ("CURRENCIES", "ngn"),
+        ("REQUIRE_IDEMPOTENCY_KEY", "maybe"),
+        ("LEASE_SECONDS", "1"),
+        ("LEASE_SECONDS", "inf"),
+        ("PAYMENT_TTL_HOURS", "0"),
+        ("PAYMENT_TTL_HOURS", "tomorrow"),
+        ("RETENTION_DAYS", "0"),
+        ("RETURN_URL_ORIGINS", "shop.example.com"),
+        ("RETURN_URL_ORIGINS", "https://shop.example.com/back"),
+        ("RETURN_URL_ORIGINS", "*"),
+        ("LOG_LEVEL", "LOUD"),
+        ("WORKER_INTERVAL", "0"),
+        ("RUN_WORKER", "2"),
+    ],
+)
+def test_a_malformed_value_is_one_line_that_names_it(name: str, text: str) -> None:
+    message = refusal(**{name: text})
+    assert message.startswith(name)
+    assert len(message.splitlines()) == 1
+
+
+def test_no_message_quotes_a_secret() -> None:
+    assert "opensesame" not in refusal(DATABASE_URL="mysql://shop:opensesame@db/pay")
+    assert "hush" not in refusal(PAYSTACK_SECRET_KEY="sk_hush_0123456789")
+    assert LIVE_KEY not in refusal(PAYSTACK_SECRET_KEY=f"{SECRET_KEY},{LIVE_KEY}")
+
+
+def test_no_secret_is_in_the_repr_of_the_settings() -> None:
+    shown = repr(load(API_TOKEN="hush-hush", PAYSTACK_SECRET_KEY=f"{SECRET_KEY},sk_test_another00"))
+    assert "Settings(" in shown
+    for secret in (SECRET_KEY, "sk_test_another00", "opensesame", "hush-hush"):
+        assert secret not in shown
+
+
+def test_the_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        load().port = 9000  # type: ignore[misc]
+
+
+def test_the_key_alone_tells_test_from_live() -> None:
+    assert load().mode == "test"
+    assert load(PAYSTACK_SECRET_KEY=LIVE_KEY, PUBLIC_URL="https://pay.example.com").mode == "live"
+
+
+def test_a_public_url_is_needed_as_soon_as_others_can_reach_the_service() -> None:
+    assert load(HOST="::1", PORT="9000").public_url == "http://[::1]:9000"
+    assert refusal(HOST="0.0.0.0").startswith("PUBLIC_URL")  # noqa: S104
+    assert load(HOST="0.0.0.0", PUBLIC_URL="http://pay.example.com").public_url == "http://pay.example.com"  # noqa: S104
+
+
+def test_a_live_key_needs_https() -> None:
+    assert refusal(PAYSTACK_SECRET_KEY=LIVE_KEY).startswith("PUBLIC_URL")
+    assert refusal(PAYSTACK_SECRET_KEY=LIVE_KEY, PUBLIC_URL="http://pay.example.com").startswith("PUBLIC_URL")
+
+
+@pytest.mark.parametrize(("threads", "slots"), [(2, 1), (4, 3), (64, 48)])
+def test_the_provider_may_hold_three_quarters_of_the_threads(threads: int, slots: int) -> None:
+    assert load(THREADS=str(threads)).slots == slots
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://shop.example.com/thanks?x=1#y", "https://shop.example.com"),
+        ("https://SHOP.example.com:443/", "https://shop.example.com"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("https://shop.example.com@evil.example/", None),
+        ("https://shop.example.com\\@evil.example/", None),
+        ("https://shop.example.com:port/", None),
+        ("https:///path", None),
+        ("//shop.example.com/", None),
+        ("javascript:alert(1)", None),
+        ("/relative", None),
+        ("https://[::1", None),
+    ],
+)
+def test_an_origin_has_one_spelling_or_none(url: str, origin: str | None) -> None:
+    assert settings.origin(url) == origin
+
+
+# .env
+
+
+def environment(folder: Path, text: str | bytes, **environ: str) -> dict[str, str]:
+    dotenv = folder / ".env"
+    dotenv.write_bytes(text.encode() if isinstance(text, str) else text)
+    return settings.environment(dotenv, environ)
+
+
+def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
+    assert environment(tmp_path, "PORT=8001\nTHREADS=16\n", PORT="9000") == {"PORT": "9000", "THREADS": "16"}
+
+
+def test_no_dotenv_is_needed(tmp_path: Path) -> None:
+    assert settings.environment(tmp_path / ".env", {"PORT": "9000"}) == {"PORT": "9000"}
+
+
+def test_an_empty_value_counts_as_not_set(tmp_path: Path) -> None:
+    assert environment(tmp_path, "API_TOKEN=\nMERCHANT_NAME=''\nHOST='  '\n", CURRENCIES="", PORT=" ") == {}
+
+
+def test_dotenv_has_quotes_comments_and_export(tmp_path: Path) -> None:
+    text = """
+        # the shop
+        export MERCHANT_NAME='Mama Put # Sons'
+        API_TOKEN="two words" # not part of it
+        PORT = 8001
+    """
+    expected = {"MERCHANT_NAME": "Mama Put # Sons", "API_TOKEN": "two words", "PORT": "8001"}
+    assert environment(tmp_path, text) == expected
+
+
+def test_nothing_in_dotenv_is_expanded(tmp_path: Path) -> None:
+    text = "A='${HOME}'\nB=\"${HOME}\"\nC=${HOME}\nD=$HOME\nE='$$ {x}'\n"
+    expected = {"A": "${HOME}", "B": "${HOME}", "C": "${HOME}", "D": "$HOME", "E": "$$ {x}"}
+    shown = environment(tmp_path, text, HOME="/root")
+    assert {name: shown[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["PAYSTACK_SECRET_KEY", "API_TOKEN='open", "this is no setting", 'API_TOKEN="open" sesame', "=x"]
+)
+def test_a_broken_line_of_dotenv_stops_the_start(tmp_path: Path, line: str) -> None:
+    with pytest.raises(settings.Invalid) as caught:
+        environment(tmp_path, f"PORT=8001\n{line}\n")
+    assert ".env, line 2" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "open" not in str(caught.value)
+
+
+def test_a_dotenv_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
+    assert environment(tmp_path, b"\xef\xbb\xbfPORT=8001\r\nTHREADS=16\r\n") == {"PORT": "8001", "THREADS": "16"}
+
+
+def test_a_dotenv_that_is_not_utf_8_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(settings.Invalid, match=r"\.env"):
+        environment(tmp_path, b"MERCHANT_NAME=Caf\xe9\n")
+
+
+# The start
+
+
+def test_gunicorn_stops_with_one_line_that_names_what_is_missing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--config", ROOT / "gunicorn.conf.py", "paygate:create_app()"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "DATABASE_URL": NEEDED["DATABASE_URL"]},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode != 0
+    assert re.search("PAYSTACK_SECRET_KEY is missing", done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
