@@ -634,13 +634,13 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
         {**asdict(charge), "base": base[1] if base else None, "source": actor},
     ).fetchone()
     if row is None:
-        open_incident(conn, charge.mode, "unknown_reference", charge.reference)
+        open_incident(conn, "unknown_reference", charge.mode, charge.reference)
         return None
     payment = Payment.of(row)
     if payment.charge_reference is None:
         payment = _follow_charge(conn, payment, charge, actor)
     elif payment.charge_reference != charge.reference:
-        open_incident(conn, payment.mode, "second_charge", charge.reference, payment.id)
+        open_incident(conn, "second_charge", payment.mode, charge.reference, payment.id)
         return payment
     if charge.is_reversed:
         await_refunds(conn, payment.id, is_reversed=True)
@@ -650,14 +650,15 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
 def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Charge, actor: str) -> Payment:
     is_paid = charge.pays(payment.amount_minor, payment.currency)
     if not is_paid:
-        open_incident(conn, payment.mode, "mismatch", charge.reference, payment.id)
+        open_incident(conn, "mismatch", payment.mode, charge.reference, payment.id)
     set_actor(conn, actor, "charge" if is_paid else "mismatch")
     row = _one(
         conn,
         """
         UPDATE payments
            SET status = %(status)s, status_reason = %(status_reason)s, charge_reference = %(reference)s,
-               charged_minor = %(amount_minor)s, look_at = NULL,
+               charged_minor = %(amount_minor)s,
+               look_at = CASE WHEN refunds_awaited_since IS NOT NULL THEN now() END,
                paid_at = CASE WHEN %(is_paid)s THEN coalesce(%(paid_at)s, clock_timestamp()) END
          WHERE id = %(id)s
         RETURNING *
@@ -688,7 +689,7 @@ def note_charge(database: Database, charge: money.Charge, actor: str) -> None:
     database.transaction(actor, "charge", lambda conn: apply_charge(conn, charge, actor))
 
 
-def open_incident(conn: BoundedConnection, mode: str, kind: str, subject: str, payment_id: str | None = None) -> None:
+def open_incident(conn: BoundedConnection, kind: str, mode: str, subject: str, payment_id: str | None = None) -> None:
     """Note what a person must look at, once for each subject."""
     conn.execute(
         """
@@ -703,7 +704,7 @@ def open_incident(conn: BoundedConnection, mode: str, kind: str, subject: str, p
 def note_incident(database: Database, payment: Payment, kind: str) -> None:
     """Open an incident about a whole payment."""
     database.transaction(
-        payment.source, "by_hand", lambda conn: open_incident(conn, payment.mode, kind, payment.id, payment.id)
+        payment.source, "by_hand", lambda conn: open_incident(conn, kind, payment.mode, payment.id, payment.id)
     )
 
 
@@ -729,17 +730,24 @@ class Delivery:
 
 
 def record_event(conn: BoundedConnection, delivery: Delivery) -> int:
-    """Store a webhook, once for each different body, and return its id. One that was handled keeps its outcome."""
+    """Store a webhook, once for each different body, and return its id. One that was handled keeps its outcome.
+
+    Of an erased payment the body is not kept; one that is still to be applied loses it then (see `mark_event`).
+    """
+    base = REFERENCE_PATTERN.fullmatch(delivery.reference or "")
     row = _one(
         conn,
         """
         INSERT INTO provider_events (mode, digest, name, reference, body, outcome, retry_at)
-        VALUES (%(mode)s, %(body_digest)s, %(name)s, %(reference)s, %(body)s, %(outcome)s,
-                CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END)
+        SELECT %(mode)s, %(body_digest)s, %(name)s, %(reference)s,
+               CASE WHEN %(outcome)s = 'received'
+                      OR NOT EXISTS (SELECT FROM payments WHERE reference = %(base)s AND erased_at IS NOT NULL)
+                    THEN %(body)s::text END,
+               %(outcome)s, CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END
         ON CONFLICT (mode, digest) DO UPDATE SET deliveries = provider_events.deliveries + 1
         RETURNING id
         """,
-        asdict(delivery),
+        {**asdict(delivery), "base": base[1] if base else None},
     )
     return int(row["id"])
 
@@ -750,6 +758,8 @@ def mark_event(conn: BoundedConnection, event_id: int, outcome: str, payment_id:
         """
         UPDATE provider_events
            SET outcome = %(outcome)s, retry_at = NULL, payment_id = %(payment_id)s,
+               body = CASE WHEN NOT EXISTS (SELECT FROM payments p
+                                             WHERE p.id = %(payment_id)s AND p.erased_at IS NOT NULL) THEN body END,
                applied_at = CASE WHEN %(outcome)s = 'applied' THEN coalesce(applied_at, clock_timestamp()) END
          WHERE id = %(id)s AND outcome IN ('received', 'applied', 'noted')
         """,
@@ -944,6 +954,24 @@ class Refundable:
         return max(0, self.limit_minor - self.spent_minor)
 
 
+def plan_refund(
+    database: Database,
+    mode: str,
+    target: str,
+    *,
+    amount_minor: Callable[[str], int] | None = None,
+    again: bool = False,
+    rejecting: bool = False,
+) -> tuple[Refundable, int]:
+    """The charge and the amount that `begin_refund` would give back, writing nothing. Raises what it raises."""
+
+    def work(conn: BoundedConnection) -> tuple[Refundable, int]:
+        charge = lock_refundable(conn, mode, target)
+        return charge, _decide_refund(conn, charge, amount_minor, again, rejecting)
+
+    return database.run(work)
+
+
 def begin_refund(
     database: Database,
     mode: str,
@@ -951,26 +979,24 @@ def begin_refund(
     *,
     amount_minor: Callable[[str], int] | None = None,
     again: bool = False,
+    rejecting: bool = False,
     made_by: str,
     reason: str | None = None,
 ) -> Refund:
-    """Commit the refund that is about to be asked for, under its charge's lock. `target` is a payment's id (its own
-    charge) or a charge's reference; `amount_minor` reads the amount in the charge's currency, default all that is left.
+    """Commit the refund that is about to be asked for, under its charge's lock.
 
-    Raises RefundImpossible, RefundAsked, Unavailable.
+    `target` is a payment's id (its own charge) or a charge's reference; `amount_minor` reads the amount in the charge's
+    currency, default all that is left. `rejecting`: only of a payment in review. Raises RefundImpossible, RefundAsked,
+    Unavailable.
     """
     refund_id = _random_id("RF")
 
     def work(conn: BoundedConnection) -> Refund:
-        made = conn.execute("SELECT * FROM refunds WHERE id = %(id)s", {"id": refund_id}).fetchone()
-        if made is not None:  # the commit's reply was lost
-            return Refund.of(made)
         charge = lock_refundable(conn, mode, target)
-        amount = charge.left_minor if amount_minor is None else amount_minor(charge.currency)
-        _refuse_a_repetition(conn, charge, amount, again)
-        if amount > charge.left_minor:
-            left = money.render(charge.left_minor, charge.currency)
-            raise RefundImpossible(f"only {left} {charge.currency} of {charge.reference} can still be given back")
+        made = conn.execute("SELECT * FROM refunds WHERE id = %(id)s", {"id": refund_id}).fetchone()
+        if made is not None:  # the commit's reply was lost; only under the lock it is certain that it has ended
+            return Refund.of(made)
+        amount = _decide_refund(conn, charge, amount_minor, again, rejecting)
         return Refund.of(
             _one(
                 conn,
@@ -997,6 +1023,23 @@ def begin_refund(
     return database.transaction(made_by, "refund", work)
 
 
+def _decide_refund(
+    conn: BoundedConnection,
+    charge: Refundable,
+    amount_minor: Callable[[str], int] | None,
+    again: bool,
+    rejecting: bool,
+) -> int:
+    if rejecting and charge.payment.status != "review":
+        raise RefundImpossible(f"{charge.payment.id} is {charge.payment.status}: there is nothing to reject")
+    amount = charge.left_minor if amount_minor is None else amount_minor(charge.currency)
+    _refuse_a_repetition(conn, charge, amount, again)
+    if amount > charge.left_minor or charge.left_minor == 0:
+        left = money.render(charge.left_minor, charge.currency)
+        raise RefundImpossible(f"only {left} {charge.currency} of {charge.reference} can still be given back")
+    return amount
+
+
 def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundable:
     """Lock a payment and the charge that `target` means. Raises RefundImpossible."""
     reference = REFERENCE_PATTERN.fullmatch(target)
@@ -1008,24 +1051,20 @@ def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundab
         raise RefundImpossible(f"there is no {mode} payment {target}")
     payment = Payment.of(row)
     charge = conn.execute(
-        "SELECT * FROM charges WHERE reference = %(reference)s FOR UPDATE",
-        {"reference": target if reference else payment.charge_reference},
+        """
+        SELECT c.*, (SELECT coalesce(sum(r.amount_minor), 0)::bigint FROM refunds r
+                      WHERE r.charge_reference = c.reference AND NOT r.status = ANY(%(free)s)) AS spent_minor
+          FROM charges c WHERE c.reference = %(reference)s
+        """,
+        {"reference": target if reference else payment.charge_reference, "free": list(FREE_AGAIN)},
     ).fetchone()
     if charge is None:
-        raise RefundImpossible(f"no money has come for {target}: it is {payment.status}")
+        raise RefundImpossible(f"no money has come for {target}: the payment is {payment.status}")
     is_own_and_paid = charge["reference"] == payment.charge_reference and payment.is_paid
     limit_minor = charge["amount_minor"]
     if is_own_and_paid and charge["currency"] == payment.currency:
         limit_minor = min(limit_minor, payment.amount_minor)
-    spent = _one(
-        conn,
-        """
-        SELECT coalesce(sum(amount_minor), 0)::bigint AS minor FROM refunds
-         WHERE charge_reference = %(reference)s AND NOT status = ANY(%(free)s)
-        """,
-        {"reference": charge["reference"], "free": list(FREE_AGAIN)},
-    )
-    return Refundable(payment, charge["reference"], charge["currency"], limit_minor, spent["minor"])
+    return Refundable(payment, charge["reference"], charge["currency"], limit_minor, charge["spent_minor"])
 
 
 def _refuse_a_repetition(conn: BoundedConnection, charge: Refundable, amount_minor: int, again: bool) -> None:
@@ -1037,7 +1076,7 @@ def _refuse_a_repetition(conn: BoundedConnection, charge: Refundable, amount_min
            AND (%(nothing_is_left)s
                 OR (NOT %(again)s AND amount_minor = %(amount_minor)s
                     AND created_at > clock_timestamp() - interval '24 hours'))
-         ORDER BY created_at DESC LIMIT 1
+         ORDER BY amount_minor = %(amount_minor)s DESC, created_at DESC LIMIT 1
         """,
         {
             "reference": charge.reference,
@@ -1114,7 +1153,7 @@ def apply_refund(
     if known is None:
         return None
     refund = _update_refund(conn, Refund.of(known), listed)
-    _open_refund_incidents(conn, Refund.of(known), refund)
+    _note_refund_incidents(conn, Refund.of(known), refund, actor)
     if refund.charge_reference == payment.charge_reference:
         _follow_refunds(conn, payment, actor)
     return refund
@@ -1159,25 +1198,36 @@ def _update_refund(conn: BoundedConnection, known: Refund, listed: money.Refund)
     return Refund.of(row)
 
 
-def _open_refund_incidents(conn: BoundedConnection, before: Refund, refund: Refund) -> None:
+def _note_refund_incidents(conn: BoundedConnection, before: Refund, refund: Refund, actor: str) -> None:
+    """Open what a person must look at in a refund, and close what has come to its end by it."""
+    about = (refund.mode, refund.id, refund.payment_id)
     if before.status in ("refused", "not_made"):
-        open_incident(conn, refund.mode, "refund_revived", refund.id, refund.payment_id)
+        open_incident(conn, "refund_revived", *about)
+        close_ended(conn, actor, ["refund_not_made"], refund.id)
     if refund.status == "failed":
-        open_incident(conn, refund.mode, "refund_failed", refund.id, refund.payment_id)
+        open_incident(conn, "refund_failed", *about)
     if refund.status == "needs-attention":
-        open_incident(conn, refund.mode, "refund_needs_attention", refund.id, refund.payment_id)
+        open_incident(conn, "refund_needs_attention", *about)
+    if refund.status in ("processed", "failed"):
+        close_ended(conn, actor, ["refund_needs_attention", "refund_not_final"], refund.id)
+    if refund.status == "processed":
+        close_ended(conn, actor, ["refund_failed"], refund.id)
     totals = _one(
         conn,
         """
-        SELECT c.amount_minor AS charged_minor,
-               (SELECT sum(r.amount_minor) FROM refunds r
-                 WHERE r.charge_reference = c.reference AND NOT r.status = ANY(%(free)s)) AS refunded_minor
-          FROM charges c WHERE c.reference = %(reference)s
+        SELECT c.amount_minor AS charged,
+               coalesce(sum(r.amount_minor) FILTER (WHERE NOT r.status = ANY(%(free)s)), 0) AS spent,
+               coalesce(sum(r.amount_minor) FILTER (WHERE r.status = 'processed'), 0) AS given_back
+          FROM charges c JOIN refunds r ON r.charge_reference = c.reference
+         WHERE c.reference = %(reference)s
+         GROUP BY c.reference
         """,
         {"reference": refund.charge_reference, "free": list(FREE_AGAIN)},
     )
-    if (totals["refunded_minor"] or 0) > totals["charged_minor"]:
-        open_incident(conn, refund.mode, "refunded_too_much", refund.charge_reference, refund.payment_id)
+    if totals["spent"] > totals["charged"]:
+        open_incident(conn, "refunded_too_much", refund.mode, refund.charge_reference, refund.payment_id)
+    if totals["given_back"] >= totals["charged"]:
+        close_ended(conn, actor, ["second_charge", "mismatch"], refund.charge_reference)
 
 
 def _follow_refunds(conn: BoundedConnection, payment: Payment, actor: str) -> None:
@@ -1213,7 +1263,8 @@ def _follow_refunds(conn: BoundedConnection, payment: Payment, actor: str) -> No
 
 
 def await_refunds(conn: BoundedConnection, payment_id: str, *, is_reversed: bool = False) -> None:
-    """Make a paid payment due for a look at its refunds, and for more until they are listed: the provider spoke of one.
+    """Make a payment due for a look at its refunds, and for more until they are listed: the provider spoke of one. The
+    event of a refund may be quicker than that of its charge: then the next look finds the charge first.
 
     `is_reversed`: the whole charge is on its way back; said once for each payment.
     """
@@ -1221,7 +1272,7 @@ def await_refunds(conn: BoundedConnection, payment_id: str, *, is_reversed: bool
         """
         UPDATE payments
            SET look_at = now(), refunds_awaited_since = now(), is_reversed = is_reversed OR %(is_reversed)s
-         WHERE id = %(id)s AND charge_reference IS NOT NULL AND NOT (is_reversed AND %(is_reversed)s)
+         WHERE id = %(id)s AND NOT (is_reversed AND %(is_reversed)s)
         """,
         {"id": payment_id, "is_reversed": is_reversed},
     )
@@ -1282,7 +1333,7 @@ def finish_refund_look(database: Database, refund: Refund, next_seconds: float |
             {"id": refund.id, "next_seconds": next_seconds},
         ).fetchone()
         if row is not None and next_seconds is None and row["status"] != "not_made":
-            open_incident(conn, refund.mode, "refund_not_final", refund.id, refund.payment_id)
+            open_incident(conn, "refund_not_final", refund.mode, refund.id, refund.payment_id)
 
     database.transaction("worker", "refund", work)
 
@@ -1298,7 +1349,7 @@ def give_refund_up(database: Database, refund: Refund, listed: Iterable[money.Re
             "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
         )
         if given_up.rowcount:
-            open_incident(conn, refund.mode, "refund_not_made", refund.id, refund.payment_id)
+            open_incident(conn, "refund_not_made", refund.mode, refund.id, refund.payment_id)
         for each in listed:
             apply_refund(conn, refund.mode, each, "worker")
 
@@ -1325,7 +1376,7 @@ def finish_awaiting(database: Database, payment: Payment, next_seconds: Callable
         if row["awaited_seconds"] is not None and not (row["is_reversed"] and adds_up):
             seconds = next_seconds(row["awaited_seconds"])
             if seconds is None and row["is_reversed"]:
-                open_incident(conn, payment.mode, "chargeback", payment.charge_reference or payment.id, payment.id)
+                open_incident(conn, "chargeback", payment.mode, payment.charge_reference or payment.id, payment.id)
         conn.execute(
             """
             UPDATE payments

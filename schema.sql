@@ -59,6 +59,8 @@ CREATE TABLE payments (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL,
     paid_at timestamptz,
+    -- When the personal data were overwritten; whatever comes later is stored without them.
+    erased_at timestamptz,
 
     -- When the worker looks at the provider next; null once there is nothing left to learn.
     look_at timestamptz,
@@ -80,6 +82,7 @@ CREATE TABLE payments (
 CREATE INDEX payments_due_for_a_look ON payments (mode, look_at) WHERE look_at IS NOT NULL;
 CREATE INDEX payments_open ON payments (mode, status) WHERE status IN ('pending', 'review');
 CREATE INDEX payments_newest_first ON payments (created_at DESC, id);
+CREATE INDEX payments_by_email ON payments (lower(customer_email), id);
 
 -- A request with an Idempotency-Key, or with the random key that a request without one is given. It is kept as long
 -- as its payment: an expiring key is a double charge waiting to happen.
@@ -180,7 +183,8 @@ CREATE TABLE provider_events (
 );
 
 CREATE INDEX provider_events_to_apply ON provider_events (mode, retry_at) WHERE retry_at IS NOT NULL;
-CREATE INDEX provider_events_of_a_payment ON provider_events (payment_id) WHERE payment_id IS NOT NULL;
+CREATE INDEX provider_events_by_reference ON provider_events (reference) WHERE reference IS NOT NULL;
+CREATE INDEX provider_events_to_prune ON provider_events (mode, received_at) WHERE body IS NOT NULL;
 
 -- What a person must look at. `subject` names what it is about, so that each thing opens one row, ever.
 CREATE TABLE incidents (
@@ -312,11 +316,11 @@ CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
     FOR EACH ROW
     WHEN ((OLD.status, OLD.status_reason, OLD.attempt, OLD.checkout_url, OLD.charge_reference, OLD.charged_minor,
            OLD.refunded_minor, OLD.accepted_by, OLD.paid_at, OLD.expires_at, OLD.customer_name, OLD.customer_email,
-           OLD.customer_phone, OLD.location, OLD.description, OLD.metadata, OLD.return_url)
+           OLD.customer_phone, OLD.location, OLD.description, OLD.metadata, OLD.return_url, OLD.erased_at)
           IS DISTINCT FROM
           (NEW.status, NEW.status_reason, NEW.attempt, NEW.checkout_url, NEW.charge_reference, NEW.charged_minor,
            NEW.refunded_minor, NEW.accepted_by, NEW.paid_at, NEW.expires_at, NEW.customer_name, NEW.customer_email,
-           NEW.customer_phone, NEW.location, NEW.description, NEW.metadata, NEW.return_url))
+           NEW.customer_phone, NEW.location, NEW.description, NEW.metadata, NEW.return_url, NEW.erased_at))
     EXECUTE FUNCTION write_payment_event();
 
 -- One notification, while `paygate.notify` is on, as it is in every transaction of a service that has NOTIFY_URL set.
@@ -391,6 +395,9 @@ BEGIN
     IF OLD.charge_reference IS NOT NULL AND (OLD.charge_reference, OLD.charged_minor)
        IS DISTINCT FROM (NEW.charge_reference, NEW.charged_minor) THEN
         RAISE EXCEPTION 'payment % follows its own charge only', OLD.id USING ERRCODE = 'check_violation';
+    END IF;
+    IF OLD.erased_at IS NOT NULL AND NEW.erased_at IS DISTINCT FROM OLD.erased_at THEN
+        RAISE EXCEPTION 'payment % has been erased', OLD.id USING ERRCODE = 'check_violation';
     END IF;
     RETURN NEW;
 END
