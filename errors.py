@@ -14,6 +14,7 @@ PROBLEMS = {
     "link_refused": (403, "This payment link is not as it was made. Ask for the link again."),
     "not_found": (404, "There is nothing at this address."),
     "method_not_allowed": (405, "This method is not allowed here; see the Allow header."),
+    "request_timeout": (408, "The body did not come in time."),
     "request_in_flight": (409, "A request with this Idempotency-Key is being worked on; try again."),
     "link_over": (410, "The time of this payment link has ended. Ask for a new one."),
     "length_required": (411, "Send a Content-Length."),

@@ -3,11 +3,15 @@
 import signal
 import socket
 import struct
+import uuid
 from typing import Any
+
+import gunicorn.util
 
 import log
 import settings
 import worker
+from errors import Problem
 
 paygate_settings = settings.load()
 
@@ -22,12 +26,29 @@ forwarded_allow_ips = ""
 # gunicorn would make a control socket under $HOME, which a read-only container has not.
 control_socket_disable = True
 accesslog = None  # our middleware logs each request, without what could be somebody's data
+logconfig_dict = log.configuration(paygate_settings.log_level)
 
 SOCKET_TIMEOUT_SECONDS = 5
 
 
-def on_starting(server: Any) -> None:
-    log.configure(paygate_settings.log_level)
+def write_error(client: socket.socket, status: int, reason: str, _quoting_the_request: str) -> None:
+    """What gunicorn answers to what is no HTTP, in the shape of every error."""
+    log.request_id.set(uuid.uuid4().hex)
+    body = Problem("bad_request").to_json()
+    headers = {
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": len(body),
+        "X-Request-Id": log.request_id.get(),
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
+    gunicorn.util.write_nonblock(client, "\r\n".join(lines).encode())
+
+
+gunicorn.util.write_error = write_error
 
 
 def when_ready(server: Any) -> None:

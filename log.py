@@ -3,9 +3,10 @@
 import contextvars
 import json
 import logging
-import sys
+import logging.config
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 logger = logging.getLogger("paygate")
 
@@ -50,25 +51,43 @@ def failure(name: str, error: BaseException, *, payment: str | None = None) -> N
 
 
 class Line(logging.Formatter):
-    """A record as one line of JSON. Of a record that is not ours (gunicorn's, psycopg's) only the level and the source
-    are kept where a message could quote what somebody sent."""
+    """A record as one line of JSON: ours with its fields; gunicorn's with its words, unless these quote a request; of
+    any other library's only where it came from."""
 
     def format(self, record: logging.LogRecord) -> str:
-        ours = getattr(record, "fields", None)
+        fields = getattr(record, "fields", None)
+        words = record.getMessage() if fields is not None or record.name == "gunicorn.error" else record.name
+        if words.startswith(QUOTING_WORDS):
+            words = " ".join(words.split()[:2])
+        if record.exc_info and record.exc_info[0]:
+            fields = {"outcome": record.exc_info[0].__name__}
         line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
-            "event": record.getMessage() if ours is not None or record.name == "gunicorn.error" else record.name,
-            **(ours or {}),
+            "event": words,
+            **(fields or {}),
         }
         return json.dumps(line, ensure_ascii=False)
 
 
+QUOTING_WORDS = ("Invalid request", "Error handling request")
+"""How gunicorn's messages begin that quote a header or a path."""
+
+
+def configuration(level: str) -> dict[str, Any]:
+    """For logging.config.dictConfig: all that is logged goes to stderr, one JSON line an event."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": Line}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {
+            "paygate": {"level": level},
+            "gunicorn.error": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
+        },
+    }
+
+
 def configure(level: str) -> None:
-    """Send what is logged to stderr, one JSON line an event."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Line())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel("WARNING")
-    logger.setLevel(level)
+    logging.config.dictConfig(configuration(level))

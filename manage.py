@@ -18,9 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NoReturn, Self
+from typing import IO, NoReturn, Self
 
 import embedded
 
@@ -161,7 +160,7 @@ def runserver(_: argparse.Namespace) -> None:
     with ExitStack() as stack:
         try:
             note = stack.enter_context(claim_running())
-            env = settings.environment(FOLDER / ".env")
+            env = {"PAY_FORM": "on", **settings.environment(FOLDER / ".env")}
             is_sandbox = "PAYSTACK_SECRET_KEY" not in env and settings.is_loopback(env.get("HOST", "127.0.0.1"))
             if is_sandbox:
                 env["PAYSTACK_SECRET_KEY"] = sandbox_key()
@@ -195,7 +194,7 @@ def welcome(values: settings.Settings, sandbox: str | None, cluster: embedded.Cl
         headers.append("Authorization: Bearer $API_TOKEN")
     options = " ".join(f'-H "{header}"' for header in headers)
     lines = {
-        "a page": example_page(values) if sandbox else None,
+        "a page": f"{values.public_url}/pay" if values.pay_form else None,
         "a request": f"curl {options} -d '{json.dumps(EXAMPLE)}' {local_url(values)}/api/v1/payments",
         "provider": f"the sandbox at {sandbox}: no real money" if sandbox else values.paystack_url,
         "data": str(cluster.home) if cluster else "where DATABASE_URL says",
@@ -206,29 +205,14 @@ def welcome(values: settings.Settings, sandbox: str | None, cluster: embedded.Cl
             print(f"  {name:10} {line}", flush=True)
 
 
-def example_page(values: settings.Settings) -> str | None:
-    """The customer's page of an example payment, one a day, to look at before the first request of one's own."""
-    headers = {"Content-Type": "application/json", "Idempotency-Key": f"example-{datetime.now(UTC):%Y-%m-%d}"}
-    if values.api_token:
-        headers["Authorization"] = f"Bearer {values.api_token}"
-    status, body = ask(values, "POST", "/api/v1/payments", body=json.dumps(EXAMPLE), headers=headers)
-    return f"{values.public_url}/pay/{json.loads(body)['payment']['id']}" if status == 201 else None
-
-
 def is_ready(values: settings.Settings) -> bool:
-    try:
-        return ask(values, "GET", "/readyz")[0] == 200
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-def ask(values: settings.Settings, method: str, path: str, **request: Any) -> tuple[int, bytes]:
-    """Status and body of our own server's answer. http.client, unlike requests, knows of no proxy and no .netrc."""
+    """Asked by http.client, which unlike requests knows of no proxy."""
     connection = http.client.HTTPConnection(local_url(values).removeprefix("http://"), timeout=5)
     try:
-        connection.request(method, path, **request)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
     finally:
         connection.close()
 

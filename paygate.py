@@ -9,10 +9,12 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import falcon
+from gunicorn.http.errors import ParseException
 
 import checkout
 import db
@@ -181,10 +183,7 @@ def read_json(req: falcon.Request) -> dict[str, Any]:
         raise Problem("length_required")
     if length > LARGEST_PAYMENT_BODY:
         raise Problem("payload_too_large", f"A payment is at most {LARGEST_PAYMENT_BODY} bytes.")
-    body = req.bounded_stream.read(length)
-    if len(body) != length:
-        raise Problem("invalid_json", "The body is shorter than its Content-Length.")
-    return orders.parse_json(body)
+    return orders.parse_json(read_body(req.bounded_stream.read, length))
 
 
 def read_event_body(req: falcon.Request) -> bytes:
@@ -192,10 +191,23 @@ def read_event_body(req: falcon.Request) -> bytes:
     if (req.content_length or 0) > LARGEST_EVENT_BODY:
         raise Problem("payload_too_large", f"An event is at most {LARGEST_EVENT_BODY} bytes.")
     stream = req.stream if req.content_length is None else req.bounded_stream
-    body = stream.read(LARGEST_EVENT_BODY + 1)
+    body = read_body(stream.read, LARGEST_EVENT_BODY + 1, at_least=req.content_length or 0)
     if len(body) > LARGEST_EVENT_BODY:
         raise Problem("payload_too_large", f"An event is at most {LARGEST_EVENT_BODY} bytes.")
-    return bytes(body)
+    return body
+
+
+def read_body(read: Callable[[int], bytes], most: int, at_least: int | None = None) -> bytes:
+    """Up to `most` bytes of a body; `at_least` so many (default: all). Raises Problem."""
+    try:
+        body = read(most)
+    except BlockingIOError:  # the accepted socket's time-out, see gunicorn.conf.py
+        raise Problem("request_timeout") from None
+    except (OSError, ParseException):  # a connection that was cut, chunks that are none
+        raise Problem("bad_request") from None
+    if len(body) < (most if at_least is None else at_least):
+        raise Problem("bad_request", "The body is shorter than its Content-Length.")
+    return body
 
 
 VISIBLE_ASCII = re.compile(r"[!-~]{1,255}", re.ASCII)

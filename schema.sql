@@ -69,6 +69,8 @@ CREATE TABLE payments (
     -- it said that the whole charge is on its way back, which ends as a refund or as a chargeback.
     refunds_awaited_since timestamptz,
     is_reversed boolean NOT NULL DEFAULT false,
+    -- How many notifications were made of it, also those that have been pruned.
+    notified integer NOT NULL DEFAULT 0,
 
     CONSTRAINT completed_has_paid_at CHECK (
         (status IN ('completed', 'partially_refunded', 'refunded')) = (paid_at IS NOT NULL)),
@@ -230,7 +232,7 @@ CREATE TABLE notifications (
 
 CREATE INDEX notifications_due ON notifications (mode, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX notifications_dead ON notifications (mode, dead_at) WHERE dead_at IS NOT NULL;
-CREATE INDEX notifications_delivered ON notifications (delivered_at) WHERE delivered_at IS NOT NULL;
+CREATE INDEX notifications_delivered ON notifications (mode, delivered_at) WHERE delivered_at IS NOT NULL;
 
 -- What runs once in a while for all processes: whoever moves `due_at` on does it.
 CREATE TABLE jobs (
@@ -327,12 +329,13 @@ CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
 -- The caller holds the payment's lock, so the numbers have no gap and the order no doubt.
 CREATE FUNCTION notify_merchant(payment payments, type text, incident_id bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    last notifications;
+    next integer;
 BEGIN
-    SELECT * INTO last FROM notifications WHERE payment_id = payment.id ORDER BY sequence DESC LIMIT 1;
+    UPDATE payments SET notified = notified + 1 WHERE id = payment.id RETURNING notified INTO next;
     INSERT INTO notifications (mode, type, payment_id, incident_id, sequence, due_at, facts)
-    VALUES (payment.mode, type, payment.id, incident_id, coalesce(last.sequence, 0) + 1,
-            CASE WHEN last.id IS NULL OR last.delivered_at IS NOT NULL OR last.dead_at IS NOT NULL
+    VALUES (payment.mode, type, payment.id, incident_id, coalesce(next, 1),
+            CASE WHEN NOT EXISTS (SELECT FROM notifications
+                                   WHERE payment_id = payment.id AND delivered_at IS NULL AND dead_at IS NULL)
                  THEN clock_timestamp() END,
             jsonb_build_object(
                 'status', payment.status, 'status_reason', payment.status_reason, 'attempt', payment.attempt,

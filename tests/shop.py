@@ -61,12 +61,12 @@ def shop(open_shop: Callable[..., "Shop"]) -> "Shop":
 
 def environment(database_url: str, sandbox: Sandbox, **env: str) -> dict[str, str]:
     needed = {"DATABASE_URL": database_url, "PAYSTACK_SECRET_KEY": SECRET_KEY, "PAYSTACK_URL": sandbox.url}
-    return {**needed, **env}
+    return {**needed, "RATE_LIMIT": "off", **env}
 
 
 def query(database_url: str, statement: str, *values: object) -> list[dict[str, Any]]:
     """The rows that a statement returns, as dicts; [] for one that returns none."""
-    with psycopg.connect(database_url, row_factory=psycopg.rows.dict_row) as conn:
+    with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as conn:
         cursor = conn.execute(statement, values or None)
         return cursor.fetchall() if cursor.description else []
 
@@ -135,6 +135,7 @@ class Server:
 
     def __init__(self, database_url: str, sandbox: Sandbox, folder: Path, **env: str) -> None:
         self.database_url = database_url
+        self.sandbox = sandbox
         self.folder = folder
         self.log = folder / "log"
         self.port = int(env.get("PORT") or free_port())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from backstage import age, at_once, end_leases, initialize_before, look, meanwhile, references, seconds_of
-from books import check_books
+from invariants import check_books
 from shop import PAYMENTS, SECRET_KEY, Server, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
 
 from sandbox import Sandbox

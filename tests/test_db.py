@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import psycopg.rows
 import pytest
-from books import RANKS, check_books, check_trail
+from invariants import RANKS, check_books, check_trail
 from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
 import db

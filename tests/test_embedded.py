@@ -58,7 +58,9 @@ class User:
     def postmaster(self) -> int:
         """Waits until it has the database; the postmaster's process id."""
         assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        return int(line)
 
     def kill(self) -> None:
         self.process.kill()
@@ -160,11 +162,15 @@ def test_the_last_of_its_users_stops_the_server(home: Path) -> None:
     assert not is_alive(pid)
 
 
-def test_of_many_that_start_at_once_one_makes_the_data(home: Path) -> None:
+@pytest.mark.parametrize("name", ["short", "long" * 40])
+def test_of_many_that_start_at_once_one_makes_the_data(home: Path, name: str) -> None:
+    home = home.with_name(name)
     users = [User(USER, str(home)) for _ in range(4)]
     assert len({user.postmaster() for user in users}) == 1
     assert [user.leave() for user in users] == [""] * 4
     assert not list(home.glob("data.new-*"))
+    if (home / "run.link").exists():
+        (home / "run.link").resolve().rmdir()
 
 
 def test_a_server_whose_users_were_killed_is_taken_over(home: Path) -> None:

@@ -808,14 +808,13 @@ def tls_server(certificate: Path, pause_seconds: float) -> Iterator[str]:
             thread.join()
 
 
-def test_a_call_over_tls_works_and_ends_in_time_too(certificate: Path) -> None:
+def test_a_call_over_tls_works_and_ends_in_time_too(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(certificate))
     with tls_server(certificate, 0) as url:
         gateway = paystack.Gateway((SECRET_KEY,), url, 10, "test")
-        gateway.session.verify = str(certificate)
         assert isinstance(gateway.verify("PG-1", 5), money.Charge)
     with tls_server(certificate, 0.1) as url:
         gateway = paystack.Gateway((SECRET_KEY,), url, 10, "test")
-        gateway.session.verify = str(certificate)
         assert_ends(lambda: gateway.verify("PG-1", 0.6), within_seconds=1.2)
 
 

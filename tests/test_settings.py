@@ -1,5 +1,6 @@
 """The environment: what each name means, and what stops the start, in one line that names it."""
 
+import base64
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from shop import ROOT, SECRET_KEY
 
 import settings
 
+WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 LIVE_KEY = "sk_live_fedcba9876543210"
 NEEDED = {
     "DATABASE_URL": "postgresql://shop:opensesame@db.example.com/pay",
@@ -45,8 +47,15 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         lease_seconds=60,
         payment_ttl_seconds=24 * 3600,
         retention_days=90,
+        pay_form=False,
         merchant_name=None,
+        notify_url=None,
+        notify_secrets=(),
         return_url_origins=(),
+        cors_origins=(),
+        rate_limit=(300, 60),
+        trusted_proxies=0,
+        metrics_token=None,
         log_level="INFO",
         worker_interval_seconds=2,
         run_worker=True,
@@ -83,6 +92,15 @@ def test_the_defaults_are_those_that_are_documented() -> None:
             "return_url_origins",
             ("https://shop.example.com", "http://localhost:3000"),
         ),
+        ("CORS_ORIGINS", "https://shop.example.com", "cors_origins", ("https://shop.example.com",)),
+        ("PAY_FORM", "on", "pay_form", True),
+        ("NOTIFY_SECRET", WHSEC, "notify_secrets", (bytes(range(32)),)),
+        ("NOTIFY_SECRET", f"{WHSEC},whsec_{'QUJD' * 8}", "notify_secrets", (bytes(range(32)), b"ABC" * 8)),
+        ("RATE_LIMIT", "5/second", "rate_limit", (5, 1)),
+        ("RATE_LIMIT", "20/Hour", "rate_limit", (20, 3600)),
+        ("RATE_LIMIT", "off", "rate_limit", None),
+        ("TRUSTED_PROXIES", "1", "trusted_proxies", 1),
+        ("METRICS_TOKEN", "count", "metrics_token", "count"),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("WORKER_INTERVAL", "0.5", "worker_interval_seconds", 0.5),
         ("RUN_WORKER", "0", "run_worker", False),
@@ -137,6 +155,19 @@ def test_each_name_of_the_environment_is_read(name: str, text: str, attribute: s
         ("RETURN_URL_ORIGINS", "shop.example.com"),
         ("RETURN_URL_ORIGINS", "https://shop.example.com/back"),
         ("RETURN_URL_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://shop.example.com/x"),
+        ("CORS_ORIGINS", "*"),
+        ("PAY_FORM", "perhaps"),
+        ("NOTIFY_URL", "shop.example.com/hook"),
+        ("NOTIFY_SECRET", "opensesame"),
+        ("NOTIFY_SECRET", "whsec_opensesame"),
+        ("NOTIFY_SECRET", "whsec_" + "QUJD" * 4),
+        ("NOTIFY_SECRET", f"{WHSEC},{WHSEC[:-4]},{WHSEC[:-8]}"),
+        ("RATE_LIMIT", "300"),
+        ("RATE_LIMIT", "0/minute"),
+        ("RATE_LIMIT", "5/day"),
+        ("TRUSTED_PROXIES", "-1"),
+        ("TRUSTED_PROXIES", "all"),
         ("LOG_LEVEL", "LOUD"),
         ("WORKER_INTERVAL", "0"),
         ("RUN_WORKER", "2"),
@@ -152,12 +183,14 @@ def test_no_message_quotes_a_secret() -> None:
     assert "opensesame" not in refusal(DATABASE_URL="mysql://shop:opensesame@db/pay")
     assert "hush" not in refusal(PAYSTACK_SECRET_KEY="sk_hush_0123456789")
     assert LIVE_KEY not in refusal(PAYSTACK_SECRET_KEY=f"{SECRET_KEY},{LIVE_KEY}")
+    assert "opensesame" not in refusal(NOTIFY_SECRET="whsec_opensesame")
 
 
 def test_no_secret_is_in_the_repr_of_the_settings() -> None:
-    shown = repr(load(API_TOKEN="hush-hush", PAYSTACK_SECRET_KEY=f"{SECRET_KEY},sk_test_another00"))
+    keys = f"{SECRET_KEY},sk_test_another00"
+    shown = repr(load(API_TOKEN="hush-1", METRICS_TOKEN="hush-2", NOTIFY_SECRET=WHSEC, PAYSTACK_SECRET_KEY=keys))
     assert "Settings(" in shown
-    for secret in (SECRET_KEY, "sk_test_another00", "opensesame", "hush-hush"):
+    for secret in (SECRET_KEY, "sk_test_another00", "opensesame", "hush", WHSEC, r"\x01"):
         assert secret not in shown
 
 
@@ -180,6 +213,12 @@ def test_a_public_url_is_needed_as_soon_as_others_can_reach_the_service() -> Non
 def test_a_live_key_needs_https() -> None:
     assert refusal(PAYSTACK_SECRET_KEY=LIVE_KEY).startswith("PUBLIC_URL")
     assert refusal(PAYSTACK_SECRET_KEY=LIVE_KEY, PUBLIC_URL="http://pay.example.com").startswith("PUBLIC_URL")
+
+
+def test_notifications_are_never_sent_unsigned() -> None:
+    assert refusal(NOTIFY_URL="https://shop.example.com/hook").startswith("NOTIFY_SECRET")
+    settings = load(NOTIFY_URL="https://shop.example.com/hook", NOTIFY_SECRET=WHSEC)
+    assert settings.notify_url == "https://shop.example.com/hook"
 
 
 @pytest.mark.parametrize(("threads", "slots"), [(2, 1), (4, 3), (64, 48)])
