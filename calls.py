@@ -14,14 +14,13 @@ import urllib3.connection
 
 
 class Failed(Exception):
-    """No whole answer: `time-out` or `unreachable`. The call may or may not have taken effect."""
+    """No whole answer: `time-out`, `unreachable` or `too large`. The call may or may not have taken effect.
 
+    `status` is that of an answer whose head came, if it did.
+    """
 
-class TooLarge(Failed):
-    """An answer that was not read to its end; its status is known."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__("too large")
+    def __init__(self, why: str, status: int | None) -> None:
+        super().__init__(why)
         self.status = status
 
 
@@ -44,17 +43,19 @@ class Caller:
         `request` is what requests takes besides (`json`, `data`, `headers`). Raises Failed.
         """
         token = DEADLINE.set(time.monotonic() + within_seconds)
+        status = None
         try:
             with self.session.request(
                 method, url, timeout=within_seconds, allow_redirects=False, stream=True, **request
             ) as response:
+                status = response.status_code
                 content = response.raw.read(largest + 1, decode_content=False)
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise Failed("time-out" if _is_timeout(error) else "unreachable") from error
+            raise Failed("time-out" if _is_timeout(error) else "unreachable", status) from error
         finally:
             DEADLINE.reset(token)
         if len(content) > largest:
-            raise TooLarge(response.status_code)
+            raise Failed("too large", status)
         return response, content
 
 

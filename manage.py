@@ -1,11 +1,34 @@
-"""paygate's command line. Each command ends with status 0 when it is done, 1 when it was refused, 2 for wrong usage."""
+"""paygate's command line.
+
+On this machine:
+  python manage.py runserver               all of it, with a database and a stand-in for Paystack
+  python manage.py migrate                 bring the schema of DATABASE_URL to this version
+  python manage.py test                    run the tests
+
+From day to day:
+  python manage.py doctor                  what is wrong, and what to do about it
+  python manage.py list --status review    what waits for a decision
+  python manage.py show PAY-…              the whole story of one payment
+  python manage.py refund PAY-…            give money back
+
+At the end of the month:
+  python manage.py reconcile               ours against Paystack's lists
+  python manage.py report --format html    gross, fees, refunds, net
+  python manage.py audit                   the proof that the books are whole
+
+Without DATABASE_URL a command uses the embedded database, and what a running `runserver` uses. The exit status is 0
+when it is done, 1 when it was refused or something was found wanting, 2 for wrong usage. More about each command:
+python manage.py COMMAND --help
+"""
 
 import argparse
 import difflib
 import errno
 import fcntl
 import http.client
+import importlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -14,7 +37,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,11 +46,10 @@ from typing import IO, NoReturn, Self
 import embedded
 
 try:
+    import commands
     import db
-    import log
-    import paystack
     import settings
-    import worker
+    from books import Refused
 except ModuleNotFoundError as missing:
     sys.exit(f"manage.py: {missing.name} is not installed: pip install -r requirements.txt")
 
@@ -38,61 +59,69 @@ RUNNING = STATE / "running.json"
 """What a running `runserver` uses, for commands in other shells. It holds a lock on the file as long as it runs."""
 SHARED_NAMES = ("DATABASE_URL", "PAYSTACK_SECRET_KEY", "PAYSTACK_URL", "HOST", "PORT", "PUBLIC_URL")
 READY_SECONDS, STOP_SECONDS, PAUSE_SECONDS = 60, 5, 0.1
-EXAMPLE = {
-    "customer_name": "John Doe",
-    "customer_email": "john@example.com",
-    "customer_phone": "+234 801 234 5678",
-    "amount": 50,
-    "location": "Lagos",
-}
+EXAMPLE = (
+    '{"customer_name": "John Doe", "customer_email": "john@example.com", "customer_phone": "+234 801 234 5678", '
+    '"amount": 50, "location": "Lagos"}'
+)
 
 
-class Refused(Exception):
-    """The command cannot be carried out: the line that says why."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="manage.py", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, run in {"runserver": runserver, "migrate": migrate, "worker": run_worker, "test": test}.items():
-        commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False).set_defaults(run=run)
-    commands.choices["worker"].add_argument("--once", action="store_true", help="do what is due, and end")
-    refuse_unknown(sys.argv[1:2], list(commands.choices))
-    arguments, rest = parser.parse_known_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = commands.Parser(
+        prog="manage.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    to = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
+    own: dict[str, Callable[[argparse.Namespace], None]] = {"runserver": runserver, "migrate": migrate, "test": test}
+    for name, run in own.items():
+        commands.add_command(to, name, run)
+    commands.register(to)
+    if not words or words[0] not in to.choices:
+        # The HTTP client that these need takes a while to load: a list or an audit does not wait for it.
+        importlib.import_module("provider_commands").register(to)
+    refuse_unknown(words[:1], list(to.choices))
+    arguments, rest = parser.parse_known_args(words)
     if rest and arguments.run is not test:
-        commands.choices[sys.argv[1]].error(f"unrecognized arguments: {' '.join(rest)}")
+        to.choices[words[0]].error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to stop
     try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        return 130
+        if words[0] in own:
+            arguments.run(arguments)
+            return 0
+        with database(env := environment()) as (url, _):
+            status: int = arguments.run(arguments, env, url)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as interruption:
+        return refuse(f"interrupted{': ' if interruption.args else ''}{interruption}", 130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
-    except (
-        Refused,
-        settings.Invalid,
-        embedded.EmbeddedError,
-        db.Unavailable,
-        paystack.Unavailable,
-        paystack.Misconfigured,
-    ) as error:
+    except db.Unavailable as error:
+        return refuse(f"the database is away or busy: {error}")
+    except (Refused, settings.Invalid, embedded.EmbeddedError) as error:
         return refuse(str(error) or type(error).__name__)
-    return 0
 
 
-def refuse(line: str) -> int:
-    print(f"manage.py: {line}", file=sys.stderr)
-    return 1
+def refuse(line: str, status: int = 1) -> int:
+    commands.complain(line)
+    return status
 
 
-def refuse_unknown(words: list[str], commands: list[str]) -> None:
+def refuse_unknown(words: list[str], known: list[str]) -> None:
     for word in words:
-        if word not in commands and not word.startswith("-"):
-            nearest = difflib.get_close_matches(word, commands, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(commands)}"
+        if word not in known and not word.startswith("-"):
+            nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
             refuse(f"there is no command {word}: {hint}")
             sys.exit(2)
 
@@ -102,27 +131,6 @@ def migrate(_: argparse.Namespace) -> None:
     with database(environment()) as (url, _cluster):
         numbers = db.migrate(url)
     print(f"ran migration {', '.join(map(str, numbers))}" if numbers else "the schema is up to date")
-
-
-def run_worker(arguments: argparse.Namespace) -> None:
-    """look after payments in the background: lost webhooks, late money, ends"""
-    env = environment()
-    if "PAYSTACK_SECRET_KEY" not in env:
-        raise Refused("no PAYSTACK_SECRET_KEY is set and no sandbox runs here: start python manage.py runserver first")
-    with database(env) as (url, _):
-        values = settings.load({**env, "DATABASE_URL": url})
-        log.configure(values.log_level)
-        keys, mode = values.paystack_secret_keys, values.mode
-        gateway = paystack.Gateway(keys, values.paystack_url, values.paystack_timeout_seconds, mode)
-        with db.Database(values.database_url, values.db_pool) as pool:
-            background = worker.Worker(values, pool, gateway)
-            if arguments.once:
-                background.run_once()
-                return
-            background.start()
-            with suppress(KeyboardInterrupt):
-                threading.Event().wait()
-            background.stop()
 
 
 def test(arguments: argparse.Namespace) -> NoReturn:
@@ -195,7 +203,7 @@ def welcome(values: settings.Settings, sandbox: str | None, cluster: embedded.Cl
     options = " ".join(f'-H "{header}"' for header in headers)
     lines = {
         "a page": f"{values.public_url}/pay" if values.pay_form else None,
-        "a request": f"curl {options} -d '{json.dumps(EXAMPLE)}' {local_url(values)}/api/v1/payments",
+        "a request": f"curl {options} -d '{EXAMPLE}' {local_url(values)}/api/v1/payments",
         "provider": f"the sandbox at {sandbox}: no real money" if sandbox else values.paystack_url,
         "data": str(cluster.home) if cluster else "where DATABASE_URL says",
         "log": str(log_of("gunicorn")),
@@ -261,12 +269,11 @@ class Children:
             time.sleep(PAUSE_SECONDS)
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes.values():
+        """The server ends before what it asks."""
+        for process in reversed(self.processes.values()):
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, deadline - time.monotonic()))
+                process.wait(STOP_SECONDS)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # gunicorn's workers too, where it was killed itself
             process.wait()

@@ -68,35 +68,41 @@ class Refund:
 
 DIGITS_BEFORE_POINT = 12
 PLAIN_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
+NUMBER = re.compile(PLAIN_DECIMAL.pattern + "([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 def parse(text: str, currency: str) -> int:
+    """The amount of a payment, as `parse_part`; also at least the currency's minimum."""
+    amount_minor = parse_part(text, currency)
+    minimum_minor = CURRENCIES[currency].minimum_minor
+    if amount_minor < minimum_minor:
+        raise ValueError(f"must be at least {render(minimum_minor, currency)} {currency}")
+    return amount_minor
+
+
+def parse_part(text: str, currency: str) -> int:
     """The amount written in `text` (major units, a JSON number or a plain decimal) as `amount_minor`.
 
-    Raises ValueError with a message for the person who sent it: not a number, not above 0, below the currency's
-    minimum, too many digits, more decimals than the currency has (never rounded).
+    Raises ValueError with a message for the person who sent it: not a number, not above 0, too many digits, more
+    decimals than the currency has (never rounded).
     """
-    facts = CURRENCIES[currency]
+    decimals = decimals_of(currency)
     try:
-        amount = Decimal(text)
+        # Decimal takes 5_000, NaN and the digits of every script too.
+        amount = Decimal(text if NUMBER.fullmatch(text) else "")
     except decimal.InvalidOperation:
         raise ValueError("must be an amount such as 50 or 50.00") from None
     exponent = amount.as_tuple().exponent
-    if not isinstance(exponent, int):  # NaN, Infinity
-        raise ValueError("must be an amount such as 50 or 50.00")
     if amount <= 0:
         raise ValueError("must be greater than 0")
     # Only looked at, never computed with, until its size is known: int() of 1e999999999 takes minutes.
     if amount.adjusted() >= DIGITS_BEFORE_POINT:
         raise ValueError(f"must have at most {DIGITS_BEFORE_POINT} digits before the point")
-    if -exponent > facts.decimals:
-        if facts.decimals == 0:
+    if isinstance(exponent, int) and -exponent > decimals:
+        if decimals == 0:
             raise ValueError(f"must be a whole amount in {currency}")
-        raise ValueError(f"must have at most {facts.decimals} decimals in {currency}")
-    amount_minor = int(amount * 100)
-    if amount_minor < facts.minimum_minor:
-        raise ValueError(f"must be at least {render(facts.minimum_minor, currency)} {currency}")
-    return amount_minor
+        raise ValueError(f"must have at most {decimals} decimals in {currency}")
+    return int(amount * 100)
 
 
 def render(amount_minor: int, currency: str) -> str:
@@ -106,5 +112,8 @@ def render(amount_minor: int, currency: str) -> str:
     """
     sign = "-" if amount_minor < 0 else ""
     whole, hundredths = divmod(abs(amount_minor), 100)
-    decimals = CURRENCIES[currency].decimals if currency in CURRENCIES else 2
-    return f"{sign}{whole}" if decimals == 0 and hundredths == 0 else f"{sign}{whole}.{hundredths:02d}"
+    return f"{sign}{whole}" if decimals_of(currency) == 0 and hundredths == 0 else f"{sign}{whole}.{hundredths:02d}"
+
+
+def decimals_of(currency: str) -> int:
+    return CURRENCIES[currency].decimals if currency in CURRENCIES else 2

@@ -280,5 +280,17 @@ class Link:
         return link if is_ours else None
 
     @property
+    def amount_minor(self) -> int | None:
+        """In hundredths; None for what is no amount, which the form says then."""
+        try:
+            return money.parse_part(self.amount, self.currency)
+        except ValueError:
+            return None
+
+    def is_of(self, payment: db.Payment) -> bool:
+        """Whether a payment is what this link asks for now."""
+        return (payment.amount_minor, payment.currency) == (self.amount_minor, self.currency)
+
+    @property
     def is_over(self) -> bool:
         return bool(self.expires) and time.time() >= int(self.expires)

@@ -3,7 +3,7 @@
 The app, its resources, then how requests are read and answers written.
 """
 
-import hmac
+import functools
 import logging
 import re
 import threading
@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import falcon
 from gunicorn.http.errors import ParseException
@@ -64,13 +65,18 @@ def create_app(settings: Settings | None = None) -> Paygate:
     guard = limits.Guard(settings.api_token, rate_limit, limits.Clients(settings.trusted_proxies))
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(render_http_error)
-    app.add_error_handler(Exception, on_error)
+    app.add_error_handler(Exception, functools.partial(on_error, pages.ProblemPage(settings)))
     app.add_route("/api/v1/payments", Payments(settings, desk, guard))
     app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.database, app.readers))
     app.add_route("/api/v1/webhooks/paystack", PaystackWebhook(app.database, app.gateway))
     app.add_route("/pay", pages.PayForm(settings, desk, guard))
-    app.add_route("/pay/{payment_id}", pages.PaymentPage(app.database, app.readers, settings.merchant_name))
-    app.add_route("/paygate.css", pages.Stylesheet())
+    app.add_route("/pay/{payment_id}", pages.PaymentPage(settings, app.database, app.readers))
+    app.add_route("/paygate.css", pages.Asset("paygate.css", "text/css"))
+    app.add_route("/paygate.js", pages.Asset("paygate.js", "text/javascript"))
+    app.add_route("/paygate.svg", pages.Asset("paygate.svg", "image/svg+xml"))
+    app.add_route("/api/v1/openapi.json", Description("openapi.json", falcon.MEDIA_JSON, settings.public_url))
+    app.add_route("/docs", Description("docs.html", falcon.MEDIA_HTML, settings.public_url))
+    app.add_route("/docs.css", Description("docs.css", "text/css; charset=utf-8", settings.public_url))
     app.add_route("/healthz", Health())
     app.add_route("/readyz", Readiness(app.database))
     app.add_route("/metrics", Metrics(app.database, settings.metrics_token))
@@ -134,6 +140,20 @@ class PaystackWebhook:
         render_json(resp, '{"status": "success", "message": "Event received."}')
 
 
+class Description:
+    """GET /api/v1/openapi.json and /docs, and its stylesheet: how to talk to us, the same text for everybody."""
+
+    def __init__(self, name: str, media_type: str, public_url: str) -> None:
+        self.media_type = media_type
+        # Where a proxy serves us below a path, that is where the API and the stylesheet are.
+        base = urlsplit(public_url).path
+        self.text = re.sub(r'"/(docs\.css)?"', rf'"{base}/\1"', (pages.PAGES / name).read_text(encoding="utf-8"))
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = self.media_type
+        resp.text = self.text
+
+
 class Health:
     """GET /healthz: 200 while the process lives, whatever has become of the database."""
 
@@ -163,8 +183,7 @@ class Metrics:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if self.token is None:
             raise Problem("not_found")
-        if not hmac.compare_digest((req.get_header("Authorization") or "").encode(), f"Bearer {self.token}".encode()):
-            raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+        limits.check_bearer(req, self.token)
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
         resp.text = render_metrics(db.metrics(self.database))
 
@@ -231,13 +250,13 @@ def parse_idempotency_key(req: falcon.Request, is_required: bool) -> str | None:
     return key
 
 
-PREFERRED_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?=$|[,;])", re.ASCII | re.IGNORECASE)
+PREFERRED_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]++)\"?\s*(?=$|[,;])", re.ASCII | re.IGNORECASE)
 
 
 def parse_wait(req: falcon.Request) -> int | None:
     """The seconds of `Prefer: wait=N` (RFC 7240, section 4.3), 30 at most; None without one, or for a malformed one."""
     found = PREFERRED_WAIT.search(req.get_header("Prefer") or "")
-    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
+    return min(int(found[1].lstrip("0")[:3] or 0), LONGEST_WAIT_SECONDS) if found else None
 
 
 # Writing answers
@@ -279,7 +298,8 @@ class EveryAnswer:
 
     def __init__(self, settings: Settings) -> None:
         self.page_policy = (
-            "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
+            "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self'; "
+            "base-uri 'none'; frame-ancestors 'none'; "
             f"form-action 'self' {paystack.CHECKOUT_ORIGIN}"
         )
         if settings.paystack_url != configuration.PAYSTACK_URL:
@@ -314,7 +334,7 @@ METRICS = {
     "paygate_oldest_due_look_seconds": "How long the most overdue look has been due.",
     "paygate_oldest_due_notification_seconds": "How long the most overdue notification has been due.",
     "paygate_payments": "Payments by status: open ones, and those that came to their status in the last day.",
-    "paygate_payments_found_late": "Payments of the last day that were found by looking and not by a webhook.",
+    "paygate_payments_found_late": "Payments of the last day that were paid more than a minute before a look found them.",
 }
 
 
@@ -339,14 +359,15 @@ def cors(origins: tuple[str, ...]) -> list[Any]:
 # Errors
 
 
-def on_error(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+def on_error(
+    page: pages.ProblemPage, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
+) -> None:
     """Answer with the problem that an exception amounts to: a page for the customer's pages, else JSON."""
     problem = problem_of(error)
     resp.status = problem.status
     resp.set_headers(problem.headers)
     if req.path == "/pay" or req.path.startswith("/pay/"):
-        resp.content_type = falcon.MEDIA_HTML
-        resp.text = pages.render_problem(problem)
+        pages.show(resp, page.render(req, problem))
     else:
         render_json(resp, problem.to_json())
 

@@ -4,6 +4,7 @@ Nothing that Paystack sends is believed before it has been read here: by the HTT
 then the members that are needed (https://paystack.com/docs/api/). What cannot be read is `Unavailable`: no answer.
 """
 
+import email.utils
 import hashlib
 import hmac
 import json
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+import requests
 
 import calls
 from money import Charge, Refund
@@ -214,6 +217,20 @@ class Gateway:
         for row in self._pages("/refund", since):
             yield read_refund(row)
 
+    def session_timeout(self) -> tuple[int | None, datetime | None]:
+        """For how many seconds a checkout page takes payments (0: for ever), and what time it is there, where told.
+
+        Raises Unavailable and Misconfigured. https://paystack.com/docs/api/integration/#fetch-timeout
+        """
+        response, answer = self._ask("GET", "/integration/payment_session_timeout", self.timeout_seconds)
+        if response.status_code != 200:
+            raise Misconfigured
+        try:
+            moment = email.utils.parsedate_to_datetime(response.headers["Date"])
+        except (KeyError, ValueError):
+            moment = None
+        return _subunits(_data(answer).get("payment_session_timeout")), moment
+
     def _pages(self, path: str, since: datetime) -> Iterator[dict[str, Any]]:
         """The rows of a list in our mode, page after page."""
         for page in range(1, MOST_PAGES + 1):
@@ -245,7 +262,13 @@ class Gateway:
     def _call(
         self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """One call, `within_seconds` in all: its status and its JSON object, for 200 and for a 4xx that says why.
+        response, answer = self._ask(method, path, within_seconds, body)
+        return response.status_code, answer
+
+    def _ask(
+        self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
+    ) -> tuple[requests.Response, dict[str, Any]]:
+        """One call, `within_seconds` in all, and the JSON object in its answer, for 200 and for a 4xx that says why.
 
         Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
         """
@@ -261,7 +284,7 @@ class Gateway:
         answer = _json(content)
         if not isinstance(answer, dict) or (status == 200 and answer.get("status") is not True):
             raise Unavailable("unreadable")
-        return status, answer
+        return response, answer
 
 
 def read_event(body: bytes, mode: str) -> Event | None:
@@ -316,8 +339,8 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
             amount_minor=amount_minor,
             requested_minor=_subunits(data.get("requested_amount")),
             fees_minor=_subunits(data.get("fees")),
-            currency=currency[:10],
-            channel=channel[:50] if isinstance(channel, str) else None,
+            currency=_one_line(currency)[:10],
+            channel=_one_line(channel)[:50] if isinstance(channel, str) else None,
             paid_at=_time(data.get("paid_at")),
             is_reversed=word != "success",
         )
@@ -344,7 +367,7 @@ def read_refund(data: dict[str, Any]) -> Refund:
         charge_reference=reference if isinstance(reference, str) else None,
         charge_provider_id=_subunits(members.get("id")),
         amount_minor=amount_minor,
-        currency=currency[:10],
+        currency=_one_line(currency)[:10],
         # A word that we do not know is a refund under way.
         status=status if status in REFUND_WORDS else "processing",
         note=note if isinstance(note, str) else None,
@@ -382,7 +405,7 @@ def _one_line(text: str) -> str:
 def _json(content: bytes) -> Any:
     """JSON that may come from anyone who can stand between us and Paystack; None when it is none."""
     try:
-        return json.loads(content, parse_int=_bounded_integer)
+        return json.loads(content.decode(), parse_int=_bounded_integer)
     except (ValueError, RecursionError):
         return None
 

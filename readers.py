@@ -31,14 +31,18 @@ class Readers:
                 self._run()
 
     def wait(self, payment: db.Payment, seconds: float) -> bool:
-        """Wait until the payment has another status, `seconds` at most. False, at once, when too many wait already."""
+        """Wait until a pending payment has another status, `seconds` at most. False, at once, for one that has it
+        already, and when too many wait."""
+        if payment.status != "pending":
+            return False
         waiter = Waiter(payment.id)
         with self.lock:
             if self.is_stopping or len(self.waiting) >= self.most_waiting:
                 return False
             self.waiting[waiter] = payment.status
             self._run()
-        waiter.event.wait(seconds)
+        if not self.is_stopping:  # stop() lets those go whom it finds
+            waiter.event.wait(seconds)
         with self.lock:
             self.waiting.pop(waiter, None)
         return True
@@ -67,6 +71,9 @@ class Readers:
                 statuses = db.look_soon(self.database, noted, {waiter.payment_id for waiter in waiting})
             except db.Unavailable as error:
                 log.event("readers_not_served", outcome=str(error))
+                continue
+            except Exception as error:  # the outermost loop: those who wait must not wait in vain from now on
+                log.failure("readers_not_served", error)
                 continue
             for waiter, status in waiting.items():
                 if statuses.get(waiter.payment_id, status) != status:

@@ -87,7 +87,7 @@ Controls
     dispute, remind_dispute, resolve_dispute
     send_event, forge_event, hold_webhooks, release_webhooks
     fault, clear_faults, configure
-    transactions, refunds, disputes, deliveries, webhooks_due, calls, requests
+    transactions, refunds, disputes, deliveries, webhooks_due, calls, faults_met, requests
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from http.client import responses
 from pathlib import Path
 from types import TracebackType
@@ -363,7 +364,7 @@ SETTINGS = (
     *("secret_key", "merchant", "currencies", "fees_by_customer", "not_found_status", "latency_seconds"),
     *("refund_seconds", "refund_events_with_id", "webhook_url", "webhook_timeout_seconds", "retry_seconds"),
 )
-READINGS = ("transactions", "refunds", "disputes", "deliveries", "webhooks_due", "calls", "requests")  # by GET too
+READINGS = ("transactions", "refunds", "disputes", "deliveries", "webhooks_due", "calls", "faults_met", "requests")  # by GET too
 CONTROLS = (
     *("pay", "decline", "charge_elsewhere", "alter", "backdate"),
     *("move_refund", "dashboard_refund", "dispute", "remind_dispute", "resolve_dispute"),
@@ -637,6 +638,7 @@ class Sandbox:
         self.ledger = Ledger(Path(data) if data else None)
         self._faults: list[Fault] = []
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._met: Counter[str] = Counter()
         self._requests: deque[Json] = deque(maxlen=1000)
         self._deliveries: deque[Delivery] = deque(maxlen=20_000)
         self._held: list[Delivery] | None = None
@@ -798,6 +800,7 @@ class Sandbox:
     def _fault_for(self, endpoint: str, reference: str) -> Fault | None:
         for fault in self._faults:
             if fault.meets(endpoint, reference):
+                self._met[f"{endpoint} {fault.name}"] += 1
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times == 0:
@@ -1318,6 +1321,11 @@ class Sandbox:
                 return self._calls[endpoint, reference]
             return sum(count for (name, _), count in self._calls.items() if name == endpoint)
 
+    def faults_met(self) -> dict[str, int]:
+        """How many calls and events have met each fault, by "ENDPOINT NAME"."""
+        with self.lock:
+            return dict(self._met)
+
     def requests(self) -> list[Json]:
         """The last 1,000 of them, with their query and body."""
         with self.lock:
@@ -1627,6 +1635,7 @@ def encode(answer: Answer) -> bytes:
     is_json = isinstance(answer.body, dict)
     body = json.dumps(answer.body, separators=(",", ":")).encode() if isinstance(answer.body, dict) else answer.body
     headers = {"Content-Type": "application/json" if is_json else "text/plain", "Content-Length": str(len(body))}
+    headers["Date"] = formatdate(usegmt=True)
     lines = "".join(f"{name}: {value}\r\n" for name, value in (headers | answer.headers).items())
     return f"HTTP/1.1 {answer.status} {responses.get(answer.status, '')}\r\n{lines}\r\n".encode("latin-1") + body
 

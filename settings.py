@@ -121,6 +121,11 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def mode_of(env: Mapping[str, str]) -> str:
+    """The mode of the key; test where neither a key nor a database is configured, as on a machine for trying it out."""
+    return "test" if not {"PAYSTACK_SECRET_KEY", "DATABASE_URL"} & env.keys() else _secret_keys(env)[0].split("_")[1]
+
+
 def database_url(env: Mapping[str, str]) -> str:
     url = env.get("DATABASE_URL")
     if not url:

@@ -16,8 +16,8 @@ import paystack
 from settings import Settings
 
 BATCH = 20
-LISTING_EVERY_SECONDS = 86400
-LISTING_LEASE_SECONDS = 3600
+PRUNING_BATCH = 1000
+DAILY_SECONDS, DAILY_LEASE_SECONDS = 86400, 3600
 
 
 class Worker:
@@ -25,6 +25,7 @@ class Worker:
 
     def __init__(self, settings: Settings, database: db.Database, gateway: paystack.Gateway) -> None:
         self.interval_seconds = settings.worker_interval_seconds
+        self.retention_days = settings.retention_days
         self.database = database
         self.gateway = gateway
         self.notifier = (
@@ -36,6 +37,7 @@ class Worker:
             self.look_at_refunds,
             self.apply_events,
             self.apply_lists,
+            self.prune,
             # A receiver that hangs holds one delivery; three of them delay no other payment's.
             *[self.notify] * (4 if self.notifier else 0),
         )
@@ -95,10 +97,27 @@ class Worker:
         return 0 if looked == BATCH else self.interval_seconds
 
     def apply_lists(self) -> float:
-        """Once a day, in one process of all: look for our charges and refunds in the provider's lists."""
-        job = ("apply_lists", self.gateway.mode)
-        if db.claim_job(self.database, *job, LISTING_LEASE_SECONDS):
-            found = checkout.apply_lists(self.database, self.gateway)
-            db.finish_job(self.database, *job, LISTING_EVERY_SECONDS)
-            log.event("listed", outcome=found)
+        """Look for our charges and refunds in the provider's lists."""
+        return self.daily("apply_lists", lambda: checkout.apply_lists(self.database, self.gateway))
+
+    def prune(self) -> float:
+        """Remove what RETENTION_DAYS says, batch by batch."""
+        return self.daily("prune", self.prune_all)
+
+    def prune_all(self) -> int:
+        total = 0
+        while not self.stopping.is_set():
+            pruned = db.prune(self.database, self.gateway.mode, self.retention_days, PRUNING_BATCH)
+            total += pruned
+            if pruned < PRUNING_BATCH:
+                break
+        return total
+
+    def daily(self, name: str, work: Callable[[], int]) -> float:
+        """Do `work` once a day, in one process of all; when it fails, again in an hour."""
+        job = (name, self.gateway.mode)
+        if db.claim_job(self.database, *job, DAILY_LEASE_SECONDS):
+            done = work()
+            db.finish_job(self.database, *job, DAILY_SECONDS)
+            log.event(name, outcome=done)
         return max(self.interval_seconds, 60)

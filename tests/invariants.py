@@ -1,7 +1,4 @@
-"""What must be true of paygate's database after whatever has happened, computed here anew: `check_books(url)`.
-
-PAY-…: the audit trail is whole, says what the row says, and every paid payment has the charge that pays it
-"""
+"""What must be true of paygate's database after whatever has happened, computed here anew: `check_books(url)`."""
 
 import hashlib
 import itertools

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import psycopg.rows
 import pytest
+from backstage import at_once
 from invariants import RANKS, check_books, check_trail
 from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
@@ -352,6 +353,23 @@ def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
                 lambda conn, name=name: conn.execute(f"SHOW {name}").fetchone(),  # type: ignore[misc]
             )
             assert alone == within == {name: value}
+
+
+def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(shop: Shop) -> None:
+    """A hundred keys, for the moment in which the losers can fall over another constraint is short."""
+    order = db.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
+
+    def take(key: bytes) -> str:
+        try:
+            db.reserve(shop.app.database, mode="test", key=key, order=order, lease_seconds=60, ttl_seconds=3600)
+        except db.InFlight:
+            return "in flight"
+        return "taken"
+
+    for number in range(100):
+        key = db.key_of(f"order-{number}")
+        assert sorted(at_once([lambda key=key: take(key)] * 8)) == ["in flight"] * 7 + ["taken"]  # type: ignore[misc]
+    assert len(check_books(shop.database_url)) == 100
 
 
 # Migrations

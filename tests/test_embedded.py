@@ -17,6 +17,7 @@ import pytest
 
 import embedded
 
+END_WITH_US = embedded.end_with_us(signal.SIGKILL)  # so that nothing is left of an interrupted run of the tests
 PROJECT = Path(embedded.__file__).parent
 # Uses the database in the folder that it is told, until its standard input ends.
 USER = """
@@ -44,7 +45,7 @@ def home() -> Iterator[Path]:
 class User:
     """Another process that uses a database."""
 
-    def __init__(self, script: str, *arguments: str, before: Callable[[], None] | None = None) -> None:
+    def __init__(self, script: str, *arguments: str, before: Callable[[], None] | None = END_WITH_US) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             cwd=PROJECT,
@@ -52,7 +53,7 @@ class User:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=before,  # noqa: PLW1509 (it only sets a limit)
+            preexec_fn=before,  # noqa: PLW1509 (one system call)
         )
 
     def postmaster(self) -> int:

@@ -9,9 +9,9 @@ from decimal import Decimal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from shop import ROOT
 
 import money
+from shop import ROOT
 
 HUNDREDTHS = [code for code, facts in money.CURRENCIES.items() if facts.decimals == 2]
 LARGEST_MINOR = 10**12 * 100 - 1

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from shop import ROOT, SECRET_KEY
 
 import settings
+from shop import ROOT, SECRET_KEY
 
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 LIVE_KEY = "sk_live_fedcba9876543210"
@@ -235,6 +235,7 @@ def test_the_provider_may_hold_three_quarters_of_the_threads(threads: int, slots
         ("http://[::1]:80/", "http://[::1]"),
         ("https://shop.example.com@evil.example/", None),
         ("https://shop.example.com\\@evil.example/", None),
+        ("https://shop.example.com\\.evil.example/", None),
         ("https://shop.example.com:port/", None),
         ("https:///path", None),
         ("//shop.example.com/", None),
@@ -287,14 +288,14 @@ def test_nothing_in_dotenv_is_expanded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["PAYSTACK_SECRET_KEY", "API_TOKEN='open", "this is no setting", 'API_TOKEN="open" sesame', "=x"]
+    "line", ["PAYSTACK_SECRET_KEY", "API_TOKEN='hush", "this is no setting", 'API_TOKEN="hush" hush', "=x"]
 )
 def test_a_broken_line_of_dotenv_stops_the_start(tmp_path: Path, line: str) -> None:
     with pytest.raises(settings.Invalid) as caught:
         environment(tmp_path, f"PORT=8001\n{line}\n")
     assert ".env, line 2" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-    assert "open" not in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_dotenv_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:

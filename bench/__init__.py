@@ -1,0 +1,1 @@
+"""What paygate costs, measured against the least that such a service must do: `make bench`."""

@@ -1,0 +1,471 @@
+"""Measure paygate against the floor: `make bench`, or `make bench ARGS=--quick` in under two minutes.
+
+Every figure comes from one run on one machine. In randomised rounds the floor, paygate and the floor once more, as a
+control, do the same work on databases of one PostgreSQL, with the sandbox as the provider in a process of its own. What
+counts is the processor's time for 1,000 requests, of gunicorn with its workers; requests a second vary too much.
+
+The run is void, and says so, when the control is more than 15 % off the floor, when any answer is neither 2xx nor the
+bulkhead's 503, or when answers and rows differ in number.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import re
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+import db
+import embedded
+from bench import floor, load, machine, subjects
+from bench.machine import Memory, Server
+from bench.subjects import GET, POST, WEBHOOK, WEBHOOK_ONE, Requests, Subject
+
+CONNECTIONS = 16
+SLOW_PROVIDER_SECONDS = 0.3
+SLOW_CONNECTIONS = 256
+CONTROL_MARGIN = 0.15
+LEAST_ROUNDS = 8
+
+GOALS = {POST: 1.3, GET: 1.4, WEBHOOK: 1.4}
+ACCEPTED_GOAL, MEMORY_GOAL_MIB, START_GOAL_SECONDS = 0.8, 150, 0.7
+
+
+class Void(Exception):
+    """The run says nothing, and why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One subject doing one kind of work, once. Seconds of the processor are for 1,000 requests."""
+
+    cpu_seconds: float
+    database_seconds: float
+    latencies_ms: list[float]
+
+
+@dataclass(frozen=True)
+class SlowRun:
+    """Paygate with a provider that takes its time."""
+
+    accepted_per_second: float
+    refused_per_second: float
+    capacity_per_second: float
+    cpu_seconds: float
+    latencies_ms: list[float]
+    memory: Memory
+
+
+Samples = dict[tuple[str, str], list[Sample]]
+"""By kind of work and name of the subject, one a round."""
+
+
+class Bench:
+    def __init__(self, stack: contextlib.ExitStack, options: argparse.Namespace) -> None:
+        self.stack = stack
+        self.options = options
+        self.random = random.Random(options.seed)  # noqa: S311
+        # On a disk, as a database is: /tmp is in memory on many machines.
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paygate-bench-", dir="/var/tmp")))
+        self.folder.chmod(0o711)  # where we are root, the database's user has to pass
+        self.cluster = stack.enter_context(embedded.database(self.folder / "postgres"))
+        self.cluster_pid = self.cluster.pid or 0
+        self.sandbox_url = stack.enter_context(sandbox(self.folder))
+        self.requests = Requests(options.seed, self.sandbox_url)
+        self.env = {
+            "PAYSTACK_SECRET_KEY": subjects.SECRET_KEY,
+            "PAYSTACK_URL": self.sandbox_url,
+            "WEB_CONCURRENCY": str(options.processes),
+            "THREADS": str(options.threads),
+            "DB_POOL": "8",
+            "RATE_LIMIT": "1000000/second",  # all requests come from one address; it is counted, and never over
+        }
+        bare = subjects.floor_arguments({**self.env, "DATABASE_URL": self.cluster.url}, self.folder)
+        self.floor = Subject("floor", bare, self.floor_database("floor"), subjects.FLOOR_COUNTS)
+        self.control = Subject("control", bare, self.floor_database("control"), subjects.FLOOR_COUNTS)
+        self.paygate = self.paygate_subject("paygate")
+
+    def database(self, name: str) -> str:
+        with psycopg.connect(self.cluster.url, autocommit=True) as conn:
+            conn.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+        return self.cluster.url.replace("/postgres?", f"/{name}?")
+
+    def floor_database(self, name: str) -> str:
+        url = self.database(name)
+        with psycopg.connect(url) as conn:
+            conn.execute(floor.SCHEMA)
+        return url
+
+    def paygate_subject(self, name: str) -> Subject:
+        url = self.database(name)
+        db.migrate(url)
+        return Subject("paygate", subjects.paygate_arguments(), url, subjects.PAYGATE_COUNTS)
+
+    @contextlib.contextmanager
+    def serving(self, subject: Subject, **env: str) -> Iterator[Server]:
+        with machine.serving(
+            subject.name, subject.arguments, {**self.env, "DATABASE_URL": subject.database_url, **env}, self.folder
+        ) as server:
+            yield server
+
+    # Rounds
+
+    def run_rounds(self) -> tuple[Samples, dict[tuple[str, str], int]]:
+        """All rounds, and how many statements each request costs each subject."""
+        samples: Samples = defaultdict(list)
+        with contextlib.ExitStack() as stack:
+            # The background worker is off: its looks at unpaid payments are no part of the requests.
+            servers = {
+                subject.name: stack.enter_context(self.serving(subject, RUN_WORKER="0"))
+                for subject in (self.floor, self.paygate, self.control)
+            }
+            self.work_all(servers, number=100)
+            statements = self.count_statements(servers)
+            for number in range(1, self.options.rounds + 1):
+                if sys.stderr.isatty():
+                    print(f"\rround {number} of {self.options.rounds} ", end="", file=sys.stderr, flush=True)
+                for key, sample in self.work_all(servers, self.options.requests):
+                    samples[key].append(sample)
+        return samples, statements
+
+    def work_all(self, servers: dict[str, Server], number: int) -> list[tuple[tuple[str, str], Sample]]:
+        """One round: each kind of work by each subject, in random order."""
+        found = []
+        everyone = [self.floor, self.paygate, self.control]
+        for kind, doers in (
+            (POST, everyone),
+            (GET, everyone),
+            (WEBHOOK, everyone),
+            (WEBHOOK_ONE, [self.floor]),
+        ):
+            for subject in self.random.sample(doers, len(doers)):
+                found.append(((kind, subject.name), self.work(servers[subject.name], subject, kind, number)))
+        return found
+
+    def work(self, server: Server, subject: Subject, kind: str, number: int) -> Sample:
+        """One kind of work by one subject: what it cost. Raises Void when answers and rows do not agree."""
+        requests, expected, after_seconds = self.prepare(subject, kind, number)
+        rows = subject.count(kind)
+        server_before, database_before = server.cpu_seconds(), machine.cpu_seconds(self.cluster_pid)
+        replies = load.send(server.port, iter(requests), CONNECTIONS, keep=kind == POST)
+        time.sleep(after_seconds)
+        server_spent = server.cpu_seconds() - server_before
+        database_spent = machine.cpu_seconds(self.cluster_pid) - database_before
+        self.check(subject, kind, replies, expected, subject.count(kind) - rows)
+        if kind == POST:
+            subject.learn(replies)
+        return Sample(
+            server_spent / len(replies) * 1000, database_spent / len(replies) * 1000, [reply.ms for reply in replies]
+        )
+
+    def prepare(self, subject: Subject, kind: str, number: int) -> tuple[list[bytes], int, float]:
+        """The requests, made before the clock runs; the status that each must get; and how long what they set off goes
+        on after the last answer (a reader's wish to know soon is told to the worker once a second)."""
+        match kind:
+            case "POST":
+                return list(itertools.islice(self.requests.posts(), number)), 201, 0.1
+            case "GET":
+                return list(self.requests.gets(subject.known, 3 * number)), 200, 1.2
+            case "webhook":
+                references = [subject.unpaid.pop(0)[1] for _ in range(number)]
+                return list(self.requests.webhooks(references)), 200, 0.1
+        references = self.seed_floor(subject, number)
+        return list(self.requests.webhooks(references, "/api/v1/webhooks/one-statement")), 200, 0.1
+
+    def seed_floor(self, subject: Subject, number: int) -> list[str]:
+        """Unpaid payments on the floor's database, without its HTTP."""
+        with psycopg.connect(subject.database_url) as conn:
+            rows = conn.execute(
+                """
+                INSERT INTO payments (id, reference, amount_minor, currency, customer_name, customer_email,
+                                      customer_phone, location)
+                SELECT 'PAY-' || gen_random_uuid(), 'PG-' || gen_random_uuid(), 5000, 'NGN', 'John Doe',
+                       'john@example.com', '+2348012345678', 'Lagos'
+                  FROM generate_series(1, %s)
+                RETURNING reference
+                """,
+                (number,),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def check(self, subject: Subject, kind: str, replies: list[load.Reply], expected: int, rows: int) -> None:
+        statuses = Counter(reply.status for reply in replies)
+        if set(statuses) != {expected}:
+            other = next(reply for reply in replies if reply.status != expected)
+            raise Void(f"{subject.name}, {kind}: {dict(statuses)}, among them {other.body[:300]!r}")
+        if kind in subject.counts and rows != len(replies):
+            raise Void(f"{subject.name}, {kind}: {len(replies)} answers, {rows} rows")
+
+    def count_statements(self, servers: dict[str, Server]) -> dict[tuple[str, str], int]:
+        """How many statements one request sends to the database, BEGIN and COMMIT counted, by the database's log."""
+        self.set_log_statement("all")
+        counts = {}
+        for kind in (POST, GET, WEBHOOK, WEBHOOK_ONE):
+            for subject in (self.floor, self.paygate):
+                if kind != WEBHOOK_ONE or subject is self.floor:
+                    requests, _, _ = self.prepare(subject, kind, 1)
+                    begins = self.cluster.log.stat().st_size
+                    subject.learn(load.send(servers[subject.name].port, iter(requests[:1]), 1))
+                    time.sleep(0.1)
+                    logged = self.cluster.log.read_bytes()[begins:].decode(errors="replace")
+                    counts[kind, subject.name] = len(re.findall(r"LOG:  (?:statement|execute [^:]*):", logged))
+        self.set_log_statement("none")
+        for kind in (POST, GET, WEBHOOK):
+            if counts[kind, "floor"] > counts[kind, "paygate"]:
+                raise Void(f"the floor does more statements than paygate for a {kind}: {counts}")
+        return counts
+
+    def set_log_statement(self, value: str) -> None:
+        with psycopg.connect(self.cluster.url, autocommit=True) as conn:
+            conn.execute(psycopg.sql.SQL("ALTER SYSTEM SET log_statement = {}").format(psycopg.sql.Literal(value)))
+            conn.execute("SELECT pg_reload_conf()")
+        time.sleep(0.3)
+
+    # A slow provider, memory, the start
+
+    def run_slow_provider(self) -> SlowRun:
+        """As many POSTs as get through while each call to the provider takes 0.3 s; the worker is on, as by default."""
+        subject = self.paygate_subject("slow")
+        subjects.ask(self.sandbox_url, "POST", "/_sandbox/configure", {"latency_seconds": SLOW_PROVIDER_SECONDS})
+        try:
+            with self.serving(subject) as server:
+                begins = time.monotonic() + 2  # until every connection is at work
+                ends = begins + self.options.slow_seconds
+                replies = load.send(server.port, self.requests.posts(), SLOW_CONNECTIONS, until=ends)
+                used = server.cpu_seconds()
+                memory = machine.memory(server.pid)
+        finally:
+            subjects.ask(self.sandbox_url, "POST", "/_sandbox/configure", {"latency_seconds": 0})
+        accepted = [reply for reply in replies if reply.status == 201]
+        refused = [reply for reply in replies if reply.is_busy]
+        if len(accepted) + len(refused) != len(replies):
+            other = next(reply for reply in replies if reply.status != 201 and not reply.is_busy)
+            raise Void(f"slow provider: {Counter(reply.status for reply in replies)}, among them {other.body[:300]!r}")
+        if subject.count(POST) != len(accepted):
+            raise Void(f"slow provider: {len(accepted)} answers, {subject.count(POST)} rows")
+        within = [reply for reply in accepted if begins <= reply.answered_at < ends]
+        slots = max(1, self.options.threads * 3 // 4)
+        return SlowRun(
+            accepted_per_second=len(within) / (ends - begins),
+            refused_per_second=sum(begins <= reply.answered_at < ends for reply in refused) / (ends - begins),
+            capacity_per_second=self.options.processes * slots / SLOW_PROVIDER_SECONDS,
+            cpu_seconds=used / len(accepted) * 1000,
+            latencies_ms=[reply.ms for reply in within],
+            memory=memory,
+        )
+
+    def time_starts(self) -> dict[str, list[float]]:
+        """Seconds from the start of gunicorn to the first 200, with the defaults, on a database that has its schema."""
+        found: dict[str, list[float]] = {"floor": [], "paygate": []}
+        for _ in range(self.options.starts):
+            for subject in self.random.sample([self.floor, self.paygate], 2):
+                with self.serving(subject) as server:
+                    found[subject.name].append(server.ready_seconds)
+        return found
+
+
+@contextlib.contextmanager
+def sandbox(folder: Path) -> Iterator[str]:
+    """The provider's stand-in, in a process of its own; its address."""
+    with (folder / "sandbox.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, machine.PROJECT / "sandbox.py", f"--secret-key={subjects.SECRET_KEY}"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if "ready on" not in line:
+            raise RuntimeError(f"the sandbox does not start: {(folder / 'sandbox.log').read_text()}")
+        yield line.split()[-1]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+# The report
+
+
+def report(
+    samples: Samples, statements: dict[tuple[str, str], int], slow: SlowRun, starts: dict[str, list[float]]
+) -> list[str]:
+    """Print the table, and return what makes the run void."""
+    rows = [
+        ["CPU", "floor", "paygate", "ratio", "goal", "control", "DB floor", "DB paygate", "DB ratio"],
+    ]
+    times = [["latency, ms", "p50 floor", "p50 paygate", "p99 floor", "p99 paygate", "statements floor, paygate"]]
+    void = []
+    for title, kind, floor_kind in (
+        ("POST", POST, POST),
+        ("GET", GET, GET),
+        ("webhook", WEBHOOK, WEBHOOK),
+        ("webhook ÷ one statement", WEBHOOK, WEBHOOK_ONE),
+    ):
+        least, paygate = samples[floor_kind, "floor"], samples[kind, "paygate"]
+        ratio = ratios(paygate, least)
+        database = [one.database_seconds / other.database_seconds for one, other in zip(paygate, least, strict=True)]
+        control = None
+        if floor_kind == kind:
+            control = ratios(samples[kind, "control"], least)
+            if abs(statistics.median(control) - 1) > CONTROL_MARGIN:
+                void.append(f"{title}: the control is at {statistics.median(control):.2f} of the floor")
+        goal = GOALS.get(kind) if floor_kind == kind else None
+        rows.append(
+            [
+                title,
+                f"{median_cpu(least):.3f}",
+                f"{median_cpu(paygate):.3f}",
+                f"{statistics.median(ratio):.2f} ({min(ratio):.2f}–{max(ratio):.2f})",
+                verdict(statistics.median(ratio), goal),
+                f"{statistics.median(control):.2f} ({min(control):.2f}–{max(control):.2f})" if control else "",
+                f"{statistics.median(each.database_seconds for each in least):.3f}",
+                f"{statistics.median(each.database_seconds for each in paygate):.3f}",
+                f"{statistics.median(database):.2f}",
+            ]
+        )
+        times.append(
+            [
+                title,
+                *(f"{percentile(each, share):.1f}" for share in (0.5, 0.99) for each in (least, paygate)),
+                f"{statements[floor_kind, 'floor']}, {statements[kind, 'paygate']}",
+            ]
+        )
+    print_table(rows)
+    print("Seconds for 1,000 requests, the median of the rounds; ratios round by round (lowest and highest round).\n")
+    print_table(times)
+    print()
+    share = slow.accepted_per_second / slow.capacity_per_second
+    start = statistics.median(starts["paygate"])
+    pool = sorted(slow.latencies_ms)
+    print_table(
+        [
+            ["", "measured", "goal", "beside it"],
+            [
+                f"accepted POSTs/s, provider at {SLOW_PROVIDER_SECONDS:g} s, {SLOW_CONNECTIONS} clients",
+                f"{slow.accepted_per_second:.0f}, {share:.2f} of {slow.capacity_per_second:.0f}",
+                "met" if share >= ACCEPTED_GOAL else f"missed {ACCEPTED_GOAL}",
+                f"{slow.refused_per_second:.0f} of the bulkhead's 503/s; p50 {pool[len(pool) // 2]:.0f} ms, "
+                f"p99 {pool[len(pool) * 99 // 100]:.0f} ms; CPU {slow.cpu_seconds:.3f}",
+            ],
+            [
+                "RSS of all processes after that, MiB",
+                f"{slow.memory.rss:.0f}",
+                "met" if slow.memory.rss < MEMORY_GOAL_MIB else f"missed {MEMORY_GOAL_MIB}",
+                f"PSS {slow.memory.pss:.0f} MiB",
+            ],
+            [
+                "from gunicorn to the first 200, s",
+                f"{start:.2f} ({min(starts['paygate']):.2f}–{max(starts['paygate']):.2f})",
+                "met" if start < START_GOAL_SECONDS else f"missed {START_GOAL_SECONDS}",
+                f"floor {statistics.median(starts['floor']):.2f}",
+            ],
+        ]
+    )
+    return void
+
+
+def ratios(some: list[Sample], others: list[Sample]) -> list[float]:
+    """Round by round, so that what the machine does besides falls on both."""
+    return [one.cpu_seconds / other.cpu_seconds for one, other in zip(some, others, strict=True)]
+
+
+def median_cpu(samples: list[Sample]) -> float:
+    return statistics.median(sample.cpu_seconds for sample in samples)
+
+
+def percentile(samples: list[Sample], share: float) -> float:
+    """Over the requests of all rounds."""
+    latencies = sorted(ms for sample in samples for ms in sample.latencies_ms)
+    return latencies[min(len(latencies) - 1, int(len(latencies) * share))]
+
+
+def verdict(ratio: float, goal: float | None) -> str:
+    return "" if goal is None else f"{goal} met" if ratio <= goal else f"{goal} missed"
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """As Markdown, aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    for row in rows:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+
+
+def print_settings(bench: Bench, options: argparse.Namespace) -> None:
+    with psycopg.connect(bench.cluster.url) as conn:
+        row = conn.execute(
+            "SELECT concat_ws(', ', 'PostgreSQL ' || current_setting('server_version'), 'fsync ' ||"
+            " current_setting('fsync'), 'shared_buffers ' || current_setting('shared_buffers'))"
+        ).fetchone()
+    gunicorn = subjects.plain_settings(bench.floor.arguments[0].partition("=")[2])
+    print(f"seed {options.seed}; {machine.describe()}; load before it {os.getloadavg()[0]:.2f}")
+    print(
+        f"{row[0] if row else ''}; gunicorn: {gunicorn['workers']} processes × {gunicorn['threads']} threads, pool of 8"
+    )
+    print(
+        f"{options.rounds} rounds of {options.requests} POSTs, {3 * options.requests} GETs and as many webhooks as POSTs, "
+        f"over {CONNECTIONS} connections; worker off in the rounds, on after them; requests are logged\n",
+        flush=True,
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer requests: less exact, in under two minutes")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order (random)")
+    parser.add_argument("--rounds", type=int, help=f"at least {LEAST_ROUNDS}")
+    parser.add_argument("--requests", type=int, help="POSTs of one subject in one round")
+    parser.add_argument("--processes", type=int, default=2, help="WEB_CONCURRENCY (2)")
+    parser.add_argument("--threads", type=int, default=64, help="THREADS (64)")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (LEAST_ROUNDS if options.quick else 12)
+    options.requests = options.requests or (200 if options.quick else 800)
+    options.starts = 3 if options.quick else 7
+    options.slow_seconds = 6 if options.quick else 15
+    if options.rounds < LEAST_ROUNDS or options.requests < 100:
+        parser.error(f"fewer than {LEAST_ROUNDS} rounds of 100 requests say nothing")
+    return options
+
+
+def main() -> int:
+    if sys.platform != "linux":
+        sys.exit("bench: it reads the processor's time from Linux's /proc")
+    options = parse_options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bench = Bench(stack, options)
+        print_settings(bench, options)
+        try:
+            samples, statements = bench.run_rounds()
+            slow = bench.run_slow_provider()
+            starts = bench.time_starts()
+        except (Void, load.LoadError) as error:
+            print(f"VOID: {error}")
+            return 1
+    void = report(samples, statements, slow, starts)
+    print(f"\n{time.monotonic() - begun:.0f} s in all")
+    for reason in void:
+        print(f"VOID: {reason}")
+    return 1 if void else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,566 @@
+# ruff: noqa: F811  (fixtures are imported by their names)
+"""What the merchant's own system is told: each change, in order, until it was taken, whatever its receiver does.
+
+Everything that it received is verified by the Standard Webhooks project's own library (see `merchant`).
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standardwebhooks
+from backstage import age, at_once, end_time, look, make_due, seconds_of, worker_of
+from merchant import OTHER_SECRET, SECRET, Answer, Merchant, drip, flood, hang, merchant, reset, status  # noqa: F401
+from shop import Server, Shop, open_shop, sandbox, wait_until  # noqa: F401
+
+import notifications
+from sandbox import Sandbox
+
+
+@pytest.fixture
+def shop(open_shop: Callable[..., Shop], merchant: Merchant) -> Shop:
+    return open_shop(**merchant.settings)
+
+
+def deliver(shop: Shop) -> int:
+    """Let the worker deliver all that is due; how many tries that were."""
+    worker = worker_of(shop)
+    for tries in range(100):
+        if worker.notify() != 0:
+            return tries
+    raise AssertionError("it does not end")
+
+
+def paid(shop: Shop, **fields: Any) -> dict[str, Any]:
+    """A payment that has been paid; nobody has been told yet."""
+    payment = shop.created(**fields)
+    shop.pay(payment["reference"])
+    return payment
+
+
+def give_back(shop: Shop, reference: str, amount: int) -> None:
+    """A refund is made in the provider's dashboard, is processed, and the worker hears of it."""
+    shop.sandbox.dashboard_refund(reference, amount)
+    shop.sandbox.move_refund(reference, "processed")
+    assert shop.deliver(reference, "refund.processed").status_code == 200
+    look(shop)
+
+
+def let_pass(shop: Shop, seconds: float) -> None:
+    """As if so much time had passed for everything that is to be sent."""
+    shop.sql("UPDATE notifications SET due_at = due_at - make_interval(secs => %s)", seconds)
+
+
+def rows(shop: Shop | Server) -> list[dict[str, Any]]:
+    return shop.sql("SELECT * FROM notifications ORDER BY payment_id, sequence")
+
+
+# What is told
+
+
+def test_a_payment_that_is_paid_is_told_as_get_tells_it_with_its_metadata(shop: Shop, merchant: Merchant) -> None:
+    payment = paid(shop, metadata={"order": "1001"}, customer_name='Jöhn "Doe"', amount="50.50")
+    assert deliver(shop) == 1
+    (told,) = merchant.received
+    now = shop.client.simulate_get(f"/api/v1/payments/{payment['id']}")
+    assert list(told.payment) == [*now.json["payment"], "metadata"]
+    assert told.payment == {**now.json["payment"], "metadata": {"order": "1001"}}
+    assert b'"amount": 50.50,' in told.body
+    assert list(told.json) == ["type", "timestamp", "data"]
+    assert told.json["type"] == "payment.completed"
+    assert (told.json["data"]["sequence"], told.json["data"]["source"]) == (1, "api")
+    made = datetime.fromisoformat(told.json["timestamp"])
+    assert timedelta() <= datetime.now(UTC) - made < timedelta(seconds=30)
+
+
+def test_the_creation_of_a_payment_is_not_told(shop: Shop, merchant: Merchant) -> None:
+    shop.created()
+    assert deliver(shop) == 0
+    assert rows(shop) == merchant.received == []
+
+
+def test_each_refund_is_told_with_the_sum_so_far(shop: Shop, merchant: Merchant) -> None:
+    reference = paid(shop)["reference"]
+    for amount in (1000, 500, 3500):
+        give_back(shop, reference, amount)
+    deliver(shop)
+    assert [(each.json["type"], each.payment["refunded_amount"]) for each in merchant.received] == [
+        ("payment.completed", 0),
+        ("payment.partially_refunded", 10),
+        ("payment.partially_refunded", 15),
+        ("payment.refunded", 50),
+    ]
+    assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2, 3, 4]
+    assert [each.payment["status"] for each in merchant.received] == [
+        each.removeprefix("payment.") for each in merchant.types
+    ]
+
+
+def test_a_refund_that_fails_after_all_is_told_with_the_lower_sum_and_its_incident(
+    shop: Shop, merchant: Merchant
+) -> None:
+    reference = paid(shop)["reference"]
+    give_back(shop, reference, 5000)
+    shop.sandbox.move_refund(reference, "failed")
+    shop.deliver(reference, "refund.failed")
+    look(shop)
+    deliver(shop)
+    assert merchant.types == ["payment.completed", "payment.refunded", "payment.refunded", "incident.opened"] or (
+        merchant.types == ["payment.completed", "payment.refunded", "incident.opened", "payment.refunded"]
+    )
+    assert merchant.received[-1].payment["refunded_amount"] == 0
+
+
+def test_a_payment_that_ends_unpaid_is_told_as_expired(shop: Shop, merchant: Merchant) -> None:
+    end_time(shop.database_url, shop.created()["id"])
+    look(shop)
+    deliver(shop)
+    assert merchant.types == ["payment.expired"]
+    assert merchant.received[0].payment["checkout_url"] is None
+
+
+def test_a_payment_that_ends_after_a_declined_try_is_told_as_failed(shop: Shop, merchant: Merchant) -> None:
+    payment = shop.created()
+    shop.sandbox.decline(payment["reference"])
+    end_time(shop.database_url, payment["id"])
+    look(shop)
+    deliver(shop)
+    assert merchant.types == ["payment.failed"]
+
+
+def test_a_declined_try_of_a_payment_that_goes_on_is_not_told(shop: Shop, merchant: Merchant) -> None:
+    payment = shop.created()
+    shop.sandbox.decline(payment["reference"])
+    look(shop)
+    assert shop.get(payment["id"])["status_reason"] is not None
+    assert deliver(shop) == 0
+
+
+def test_a_payment_that_the_provider_refuses_is_told_as_failed(shop: Shop, merchant: Merchant) -> None:
+    refusal = {"status": False, "message": "Invalid Email Address Passed", "code": "invalid_email"}
+    shop.sandbox.fault("initialize", "answer", effect=False, status=400, body=refusal)
+    assert shop.create().status_code == 422
+    deliver(shop)
+    assert merchant.types == ["payment.failed"]
+
+
+def test_money_that_is_not_the_price_is_told_as_a_review_and_an_incident(shop: Shop, merchant: Merchant) -> None:
+    payment = paid(shop, customer_email="underpaid@example.com")
+    deliver(shop)
+    assert sorted(merchant.types) == ["incident.opened", "payment.review"]
+    opened = next(each for each in merchant.received if each.json["type"] == "incident.opened")
+    assert opened.json["data"]["incident"]["kind"] == "mismatch"
+    assert opened.json["data"]["incident"]["subject"] == payment["reference"]
+    assert isinstance(opened.json["data"]["incident"]["id"], int)
+    assert opened.payment["id"] == payment["id"]
+
+
+def test_an_incident_is_told_once_however_often_it_is_seen(shop: Shop, merchant: Merchant) -> None:
+    reference = paid(shop)["reference"]
+    shop.sandbox.charge_elsewhere(f"{reference}-2", amount=5000)
+    for _ in range(3):
+        assert shop.deliver(f"{reference}-2").status_code == 200
+    deliver(shop)
+    assert merchant.types == ["payment.completed", "incident.opened"]
+    assert merchant.received[1].json["data"]["incident"]["kind"] == "second_charge"
+
+
+def test_an_incident_that_belongs_to_no_payment_is_told_without_one(shop: Shop, merchant: Merchant) -> None:
+    reference = "PG-" + "0" * 26
+    shop.sandbox.charge_elsewhere(reference)
+    shop.deliver(reference)
+    deliver(shop)
+    (told,) = merchant.received
+    assert told.json["type"] == "incident.opened"
+    assert told.json["data"]["incident"]["kind"] == "unknown_reference"
+    assert "payment" not in told.json["data"]
+
+
+def test_a_repeated_webhook_is_told_once(shop: Shop, merchant: Merchant) -> None:
+    reference = paid(shop)["reference"]
+    shop.deliver(reference)
+    look(shop)
+    deliver(shop)
+    assert merchant.types == ["payment.completed"]
+
+
+def test_a_notification_says_how_things_stood_and_not_how_they_stand(shop: Shop, merchant: Merchant) -> None:
+    reference = paid(shop)["reference"]
+    give_back(shop, reference, 5000)
+    deliver(shop)
+    assert [(each.payment["status"], each.payment["refunded_amount"]) for each in merchant.received] == [
+        ("completed", 0),
+        ("refunded", 50),
+    ]
+
+
+def test_nothing_is_kept_to_be_told_where_nobody_listens(open_shop: Callable[..., Shop], merchant: Merchant) -> None:
+    shop = open_shop()
+    give_back(shop, paid(shop)["reference"], 1000)
+    assert rows(shop) == []
+    later = open_shop(**merchant.settings)
+    assert deliver(later) == 0
+
+
+def test_a_change_and_its_notification_are_one_commit(shop: Shop) -> None:
+    payment = paid(shop)
+    shop.sql("UPDATE payments SET look_at = NULL")
+    (row,) = shop.sql(
+        """
+        SELECT n.xmin::text AS notification, e.xmin::text AS change
+          FROM notifications n JOIN payment_events e USING (payment_id)
+         WHERE payment_id = %s AND e.to_status = 'completed'
+        """,
+        payment["id"],
+    )
+    assert row["notification"] == row["change"]
+
+
+def test_a_change_that_is_rolled_back_leaves_nothing_to_be_told(shop: Shop) -> None:
+    payment = shop.created()
+    shop.sql("ALTER TABLE notifications ADD CONSTRAINT broken CHECK (type <> 'payment.completed')")
+    shop.sandbox.pay(payment["reference"])
+    shop.deliver(payment["reference"])
+    assert shop.get(payment["id"])["status"] == "pending"
+    shop.sql("ALTER TABLE notifications DROP CONSTRAINT broken")
+    look(shop)
+    assert shop.get(payment["id"])["status"] == "completed"
+    assert [row["type"] for row in rows(shop)] == ["payment.completed"]
+
+
+def test_of_the_other_mode_nothing_is_told(open_shop: Callable[..., Shop], shop: Shop, merchant: Merchant) -> None:
+    paid(shop)
+    live = open_shop(
+        **merchant.settings, PAYSTACK_SECRET_KEY="sk_live_0123456789abcdef", PUBLIC_URL="https://pay.example.com"
+    )
+    assert deliver(live) == 0
+    assert deliver(shop) == 1
+
+
+# How it is signed
+
+
+def test_every_try_has_the_same_id_and_body_and_a_time_of_its_own(shop: Shop, merchant: Merchant) -> None:
+    merchant.usual = status(500)
+    paid(shop)
+    for _ in range(3):
+        assert deliver(shop) == 1
+        time.sleep(1.01)
+        let_pass(shop, 3600)
+    tries = merchant.received
+    assert len({each.id for each in tries}) == len({each.body for each in tries}) == 1
+    assert len({each.headers["webhook-timestamp"] for each in tries}) == 3
+    assert len({each.headers["webhook-signature"] for each in tries}) == 3
+    assert tries[0].headers["content-type"] == "application/json"
+
+
+def test_each_notification_has_an_id_of_its_own(shop: Shop, merchant: Merchant) -> None:
+    for _ in range(3):
+        paid(shop)
+    deliver(shop)
+    assert len({each.id for each in merchant.received}) == 3
+
+
+def test_while_one_secret_replaces_another_receivers_that_know_either_one_verify(
+    open_shop: Callable[..., Shop], merchant: Merchant
+) -> None:
+    shop = open_shop(NOTIFY_URL=merchant.url, NOTIFY_SECRET=f"{SECRET},{OTHER_SECRET}")
+    paid(shop)
+    deliver(shop)
+    merchant.secrets = (SECRET, OTHER_SECRET)
+    (told,) = merchant.received
+    assert len(told.headers["webhook-signature"].split(" ")) == 2
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook("whsec_" + "QUJD" * 11).verify(told.body, told.headers)
+
+
+# In which order
+
+
+def test_a_later_change_waits_until_the_earlier_one_was_taken_and_follows_at_once(
+    shop: Shop, merchant: Merchant
+) -> None:
+    reference = paid(shop)["reference"]
+    give_back(shop, reference, 1000)
+    merchant.answers.append(status(503))
+    assert deliver(shop) == 1
+    give_back(shop, reference, 1000)
+    assert deliver(shop) == 0
+    let_pass(shop, 10)
+    assert deliver(shop) == 3
+    assert merchant.types == ["payment.completed", "payment.completed"] + 2 * ["payment.partially_refunded"]
+    assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 1, 2, 3]
+
+
+def test_other_payments_are_told_while_one_waits(shop: Shop, merchant: Merchant) -> None:
+    merchant.answers.append(status(500))
+    first, second = paid(shop), paid(shop)
+    deliver(shop)
+    assert [each.payment["id"] for each in merchant.received] == [first["id"], second["id"]]
+    assert [row["delivered_at"] is not None for row in rows(shop)].count(True) == 1
+
+
+def test_changes_while_their_payment_is_being_told_are_told_once_each_and_in_order(
+    shop: Shop, merchant: Merchant
+) -> None:
+    """Changes and the ends of deliveries meet at the payment's row: none can be made between them and wait for ever."""
+    references = [paid(shop, amount=1000)["reference"] for _ in range(4)]
+    worker = worker_of(shop)
+    stop = threading.Event()
+
+    def deliver_on() -> None:
+        while not stop.is_set():
+            worker.notify()
+
+    def change(reference: str) -> None:
+        for _ in range(4):
+            give_back(shop, reference, 100)
+
+    threads = [threading.Thread(target=deliver_on) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        at_once([lambda reference=reference: change(reference) for reference in references])  # type: ignore[misc]
+        wait_until(lambda: all(row["delivered_at"] for row in rows(shop)))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+    for reference in references:
+        told = [each.json["data"]["sequence"] for each in merchant.received if each.payment["reference"] == reference]
+        assert told == [1, 2, 3, 4, 5]
+
+
+def test_numbers_go_on_after_what_was_delivered_has_been_pruned(shop: Shop, merchant: Merchant) -> None:
+    reference = paid(shop)["reference"]
+    deliver(shop)
+    shop.sql("DELETE FROM notifications")
+    give_back(shop, reference, 1000)
+    deliver(shop)
+    assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2]
+
+
+# What a receiver may do
+
+
+@pytest.mark.parametrize("code", [200, 201, 202, 204, 299])
+def test_any_2xx_is_a_delivery(shop: Shop, merchant: Merchant, code: int) -> None:
+    merchant.usual = status(code)
+    paid(shop)
+    assert deliver(shop) == 1
+    let_pass(shop, 86400)
+    assert deliver(shop) == 0
+    assert rows(shop)[0]["last_outcome"] == str(code)
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 409, 410, 429, 500, 502, 503])
+def test_any_other_status_is_tried_again(shop: Shop, merchant: Merchant, code: int) -> None:
+    merchant.answers.append(status(code))
+    paid(shop)
+    assert deliver(shop) == 1
+    assert rows(shop)[0]["last_outcome"] == str(code)
+    let_pass(shop, 10)
+    assert deliver(shop) == 1
+    assert rows(shop)[0]["delivered_at"] is not None
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_tried_again(shop: Shop, merchant: Merchant, code: int) -> None:
+    with Merchant() as elsewhere:
+        merchant.answers.append(status(code, Location=elsewhere.url))
+        paid(shop)
+        deliver(shop)
+        assert elsewhere.received == []
+    let_pass(shop, 10)
+    deliver(shop)
+    assert len(merchant.received) == 2
+    assert rows(shop)[0]["delivered_at"] is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (reset, "unreachable"),
+        (hang(threading.Event()), "time-out"),
+        (drip(), "time-out"),
+        (drip(b"HTTP/1.1 503 Whatever\r\nContent-Length: 100000\r\n\r\n"), "503"),
+        (status(999, b"\0" * 70000), "999"),
+        (lambda connection: connection.sendall(b"\0\xff garbage"), "unreachable"),
+        (lambda connection: connection.sendall(b"HTTP/1.1 500"), "500"),
+    ],
+    ids=["resets", "hangs", "drips", "drips-its-body", "is-strange", "sends-garbage", "breaks-off"],
+)
+def test_a_receiver_that_gives_no_good_answer_costs_its_time_and_is_tried_again(
+    shop: Shop, merchant: Merchant, answer: Answer, outcome: str
+) -> None:
+    merchant.answers.append(answer)
+    paid(shop)
+    notifier = notifications.Notifier(merchant.url, shop.settings.notify_secrets, within_seconds=0.4)
+    is_due, seconds = seconds_of(lambda: notifier.deliver_next(shop.app.database, "test"))
+    assert is_due
+    assert seconds < 1.5
+    assert rows(shop)[0]["last_outcome"] == outcome
+    let_pass(shop, 10)
+    assert deliver(shop) == 1
+    assert rows(shop)[0]["delivered_at"] is not None
+
+
+@pytest.mark.parametrize("code", [200, 500])
+def test_of_an_answer_of_10_gb_only_the_status_counts(shop: Shop, merchant: Merchant, code: int) -> None:
+    sent: list[int] = []
+    merchant.answers.append(flood(code, sent))
+    paid(shop)
+    assert seconds_of(lambda: deliver(shop))[1] < 3
+    assert rows(shop)[0]["last_outcome"] == str(code)
+    assert sent[0] < 20 * 1024**2
+    assert (rows(shop)[0]["delivered_at"] is not None) == (code == 200)
+
+
+def test_a_delivery_whose_answers_body_never_comes_is_a_delivery(shop: Shop, merchant: Merchant) -> None:
+    merchant.answers.append(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"))
+    paid(shop)
+    notifier = notifications.Notifier(merchant.url, shop.settings.notify_secrets, within_seconds=0.4)
+    notifier.deliver_next(shop.app.database, "test")
+    assert rows(shop)[0]["delivered_at"] is not None
+
+
+def test_a_receiver_that_is_away_is_tried_again(open_shop: Callable[..., Shop], merchant: Merchant) -> None:
+    with Merchant() as gone:
+        pass
+    shop = open_shop(**{**merchant.settings, "NOTIFY_URL": gone.url})
+    paid(shop)
+    assert deliver(shop) == 1
+    assert rows(shop)[0]["last_outcome"] == "unreachable"
+    let_pass(shop, 10)
+    assert deliver(open_shop(**merchant.settings)) == 1
+    assert merchant.types == ["payment.completed"]
+
+
+def test_three_deliveries_that_hang_delay_no_other_payments(shop: Shop, merchant: Merchant) -> None:
+    release = threading.Event()
+    merchant.answers.extend([hang(release)] * 3)
+    for _ in range(3):
+        paid(shop)
+    worker = worker_of(shop)
+    worker.interval_seconds = 0.1
+    worker.start()
+    try:
+        wait_until(lambda: len(merchant.received) == 3)
+        for count in range(4, 9):
+            paid(shop)
+            wait_until(lambda count=count: len(merchant.received) == count, within_seconds=2)  # type: ignore[misc]
+    finally:
+        release.set()
+        worker.stop()
+    wait_until(lambda: all(row["delivered_at"] for row in rows(shop)), within_seconds=1)
+
+
+# How often
+
+
+def test_tries_are_spread_over_four_days_and_then_end(shop: Shop, merchant: Merchant) -> None:
+    merchant.usual = status(500)
+    paid(shop)
+    pauses = []
+    while (row := rows(shop)[0])["dead_at"] is None:
+        let_pass(shop, 10 * 86400)
+        assert deliver(shop) == 1
+        (after,) = shop.sql("SELECT extract(epoch FROM due_at - now())::float8 AS seconds FROM notifications")
+        pauses.append(after["seconds"])
+        assert len(pauses) < 20
+    assert pauses.pop() is None
+    minute, hour = 60, 3600
+    regular = [5, 15, minute, 5 * minute, 30 * minute, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour]
+    assert len(pauses) == len(regular)
+    for pause, seconds in zip(pauses, regular, strict=True):
+        assert 0.8 * seconds - 3 <= pause <= 1.2 * seconds
+    assert row["tries"] == len(merchant.received) == 12
+    assert deliver(shop) == 0
+
+
+def test_two_receivers_that_come_back_are_not_met_by_all_at_once(shop: Shop, merchant: Merchant) -> None:
+    merchant.usual = status(500)
+    for _ in range(10):
+        paid(shop)
+    deliver(shop)
+    dues = [row["due_at"] for row in rows(shop)]
+    assert max(dues) - min(dues) > timedelta(seconds=0.5)
+
+
+def kill_off(shop: Shop) -> None:
+    """As if all that is due had been tried in vain to the end."""
+    shop.sql("UPDATE notifications SET tries = 11 WHERE due_at IS NOT NULL")
+    let_pass(shop, 10 * 86400)
+    deliver(shop)
+
+
+def test_after_one_that_was_never_taken_the_next_is_sent_at_once(shop: Shop, merchant: Merchant) -> None:
+    merchant.answers.append(status(500))
+    reference = paid(shop)["reference"]
+    give_back(shop, reference, 1000)
+    kill_off(shop)
+    first, second = rows(shop)
+    assert first["dead_at"] is not None
+    assert second["delivered_at"] is not None
+    assert merchant.types == ["payment.completed", "payment.partially_refunded"]
+
+
+# When the worker dies
+
+
+def test_what_a_killed_worker_was_sending_is_sent_again_under_its_id(
+    database_url: str, sandbox: Sandbox, merchant: Merchant, tmp_path: Path
+) -> None:
+    release = threading.Event()
+    merchant.answers.append(hang(release))
+    env = {**merchant.settings, "WORKER_INTERVAL": "0.1"}
+    with Server(database_url, sandbox, tmp_path, **env) as server:
+        payment = server.create().json["payment"]
+        sandbox.pay(payment["reference"])
+        event, headers = sandbox.event(payment["reference"])
+        assert server.request("POST", "/api/v1/webhooks/paystack", event, headers).status_code == 200
+        wait_until(lambda: len(merchant.received) == 1)
+        server.kill()
+        release.set()
+        assert rows(server)[0]["delivered_at"] is None
+        server.start()
+        time.sleep(0.5)
+        assert len(merchant.received) == 1, "its lease is still alive"
+        server.sql("UPDATE notifications SET due_at = due_at - interval '61 s'")
+        wait_until(lambda: rows(server)[0]["delivered_at"] is not None)
+    first, second = merchant.received
+    assert (first.id, first.body) == (second.id, second.body)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_no_change_is_lost_while_workers_are_killed_again_and_again(
+    database_url: str, sandbox: Sandbox, merchant: Merchant, tmp_path: Path, seed: int
+) -> None:
+    """Ten payments, while gunicorn's worker process is killed every moment: each is told at least once, in order."""
+    chance = random.Random(seed)
+    env = {**merchant.settings, "WORKER_INTERVAL": "0.05"}
+    with Server(database_url, sandbox, tmp_path, **env) as server:
+        payments = [server.create().json["payment"] for _ in range(10)]
+        for payment in payments:
+            sandbox.pay(payment["reference"])
+        for _ in range(4):
+            make_due(database_url)
+            time.sleep(chance.uniform(0.05, 0.3))
+            for worker in children(server.process.pid):
+                os.kill(worker, signal.SIGKILL)
+            server.wait_until_ready()
+            server.sql("UPDATE notifications SET due_at = due_at - interval '61 s'")
+        make_due(database_url)
+        wait_until(lambda: len(rows(server)) == 10 and all(row["delivered_at"] for row in rows(server)))
+    assert {each.payment["id"] for each in merchant.received} == {payment["id"] for payment in payments}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
