@@ -1,4 +1,5 @@
-# One image: `migrate`, then gunicorn with the background worker. Nothing in it is writable by the user that it runs as.
+# One image: `migrate`, then gunicorn with the background worker. It runs as a user who can write nothing in it; mount a
+# volume on /backups for `manage.py backup`.
 #
 #   docker build -t paygate . && docker run --read-only --env-file .env -p 127.0.0.1:8000:8000 paygate
 #
@@ -28,7 +29,8 @@ COPY pages pages
 RUN python -m compileall -q --invalidation-mode unchecked-hash /venv /app
 
 FROM base
-RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin paygate
+RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin paygate \
+    && install --directory --owner=paygate --mode=0700 /backups
 COPY --from=build /venv /venv
 COPY --from=build /postgresql /postgresql
 COPY --from=build /app /app

@@ -1,10 +1,15 @@
-.PHONY: help setup run test check pins
+.PHONY: help setup run test check pins bench image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
 	@echo "make run     all of it on this machine: database, provider's sandbox, server and worker"
 	@echo "make test    the whole suite (ARGS='-k refund' chooses)"
 	@echo "make check   lint, types, lines of code, duplicated code, requirements and their lock"
+	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
+	@echo "make overload   more requests, readers, sockets and garbage than it can take"
+	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
+	@echo "make bench   what a request costs, against the least it could (ARGS=--quick: in under two minutes)"
+	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
 	@echo "make pins    raise the pinned requirements to the newest"
 
 setup:
@@ -22,6 +27,21 @@ check: setup
 	.venv/bin/mypy .
 	.venv/bin/python .ci/check.py
 	.venv/bin/pylint --disable=all --enable=duplicate-code --score=n *.py tests
+
+torture: setup
+	.venv/bin/python -m torture $(ARGS)
+
+overload: setup
+	.venv/bin/python -m torture --overload $(ARGS)
+
+failover: setup
+	.venv/bin/python -m torture.failover $(ARGS)
+
+bench: setup
+	.venv/bin/python -m bench $(ARGS)
+
+image-check: setup
+	.venv/bin/python -m deploy.replay_dockerfile $(ARGS)
 
 # --universal: one lock for every platform and every Python from 3.11 on.
 PIN = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header

@@ -19,7 +19,6 @@ import db
 import embedded
 from books import Refused
 
-
 TABLES = """
     SELECT count(*) AS count FROM pg_class
      WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'f')

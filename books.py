@@ -349,15 +349,15 @@ def _writers(conn: db.BoundedConnection) -> set[str]:
 
 
 TRAILS = """
-SELECT e.*, p.id IS NULL AS is_gone, p.status,
-       (e.to_status, e.amount_minor, e.currency, e.mode, e.charged_minor, e.refunded_minor, e.reference)
-       IS DISTINCT FROM
-       (p.status, p.amount_minor, p.currency, p.mode, p.charged_minor, p.refunded_minor,
-        coalesce(p.charge_reference, p.reference || CASE WHEN p.attempt > 1 THEN '-' || p.attempt ELSE '' END))
-       AS differs
+SELECT e.*, p.id IS NULL AS is_gone, p.status AS row_to_status, p.amount_minor AS row_amount_minor,
+       p.currency AS row_currency, p.mode AS row_mode, p.charged_minor AS row_charged_minor,
+       p.refunded_minor AS row_refunded_minor,
+       coalesce(p.charge_reference, p.reference || CASE WHEN p.attempt > 1 THEN '-' || p.attempt ELSE '' END)
+       AS row_reference
   FROM payment_events e LEFT JOIN payments p ON p.id = e.payment_id
  ORDER BY e.payment_id, e.n
 """
+TRAILED = ("to_status", "amount_minor", "currency", "mode", "reference", "charged_minor", "refunded_minor")
 
 
 def broken_trail(trail: Iterable[Row]) -> Iterator[str]:
@@ -377,8 +377,9 @@ def broken_trail(trail: Iterable[Row]) -> Iterator[str]:
         before = row
     if before["is_gone"]:
         yield "its row is gone"
-    elif is_sound and before["differs"]:
-        yield f"its row ({before['status']}) is not what its last audit row says ({before['to_status']})"
+    elif is_sound and (differing := [name for name in TRAILED if before[f"row_{name}"] != before[name]]):
+        pairs = ", ".join(f"{name} {before[f'row_{name}']} for {before[name]}" for name in differing)
+        yield f"its row is not what its last audit row says: {pairs}"
 
 
 def event_hash(previous_hash: str, event: Row) -> str:

@@ -494,7 +494,7 @@ def next_awaited_look_seconds(awaited_seconds: float) -> float | None:
 # Every day
 
 
-def apply_lists(database: db.Database, gateway: paystack.Gateway, days: int = 4) -> int:
+def apply_lists(database: db.Database, gateway: paystack.Gateway, days: float) -> int:
     """Apply every charge and refund of the last `days` that bears one of our references; how many there were.
 
     So a payment is found without a webhook and without its own look. Raises paystack.Unavailable and Misconfigured.

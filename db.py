@@ -470,7 +470,11 @@ def find_reservation(database: Database, *, mode: str, key: bytes, order: Order)
 
 
 def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> dict[str, Any] | None:
-    """One statement, so one round trip and one commit. No row where the key is there already."""
+    """One statement, so one round trip and one commit. No row where the key is there already.
+
+    Its conflict has no target: the payment's id is made from the key and unique too, and of two requests at the same
+    moment the loser may meet the winner in either index.
+    """
     return conn.execute(
         """
         WITH actor AS MATERIALIZED (
@@ -480,7 +484,7 @@ def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> 
             SELECT %(mode)s, %(key)s, %(fingerprint)s, %(id)s, %(token)s,
                    clock_timestamp() + make_interval(secs => %(lease_seconds)s)
               FROM actor
-            ON CONFLICT (mode, key) DO NOTHING
+            ON CONFLICT DO NOTHING
             RETURNING payment_id
         )
         INSERT INTO payments (id, mode, amount_minor, currency, reference, customer_name, customer_email,
@@ -967,6 +971,20 @@ def claim_job(database: Database, name: str, mode: str, lease_seconds: float) ->
         )
     )
     return claimed.rowcount == 1
+
+
+def days_since_job(database: Database, name: str, mode: str) -> float:
+    """How long ago a job was done last; 0 where it never was."""
+    row = database.run(
+        lambda conn: conn.execute(
+            """
+            SELECT extract(epoch FROM now() - done_at)::float8 / 86400 AS days FROM jobs
+             WHERE mode = %(mode)s AND name = %(name)s AND done_at IS NOT NULL
+            """,
+            {"mode": mode, "name": name},
+        ).fetchone()
+    )
+    return float(row["days"]) if row else 0.0
 
 
 def finish_job(database: Database, name: str, mode: str, next_seconds: float | None) -> None:

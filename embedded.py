@@ -60,6 +60,7 @@ THROWAWAY = (
     "-cmax_wal_size=256MB",
     "-cdynamic_shared_memory_type=mmap",  # in the folder, so that nothing is left when that is removed
 )
+TEMPORARY, ABANDONED_SECONDS = "paygate-test-", 3600
 MEMORY_FOLDER, LEAST_MEMORY = "/dev/shm", 1 << 30  # noqa: S108 (a container's has 64 MiB)
 # What a postmaster that was killed leaves behind for a moment: its children's shared memory, its own lock file.
 PASSING = ("still in use", "already exists")
@@ -94,7 +95,8 @@ def database(home: Path) -> Iterator["Cluster"]:
 @contextmanager
 def temporary() -> Iterator["Cluster"]:
     """A server for tests: in a temporary folder, quick rather than durable, ended with the process that made it."""
-    with tempfile.TemporaryDirectory(prefix="paygate-", dir=quick_folder()) as name:
+    _remove_abandoned()
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=quick_folder()) as name, _held(Path(name)):
         Path(name).chmod(0o711)  # where we are root, the server's user has to pass
         cluster = Cluster(Path(name) / "postgres", throwaway=True)
         try:
@@ -271,6 +273,27 @@ class Cluster:
         with self.log.open(errors="replace") as log:
             log.seek(self._log_begins)
             return _reasons(log.read())
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """A lock on `folder` itself. Raises BlockingIOError where another process has it."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
+
+
+def _remove_abandoned() -> None:
+    """Remove the temporary folders of processes that were killed: they would fill the memory."""
+    for folder in Path(quick_folder() or tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > ABANDONED_SECONDS:
+                with _held(folder):
+                    shutil.rmtree(folder)
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """gunicorn's settings, read by `gunicorn 'paygate:create_app()'` in this folder; all of them from the environment."""
 
+import errno
 import signal
 import socket
 import struct
+import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import gunicorn.http.parser
+import gunicorn.http.unreader
 import gunicorn.util
 
 import log
@@ -28,7 +34,8 @@ control_socket_disable = True
 accesslog = None  # our middleware logs each request, without what could be somebody's data
 logconfig_dict = log.configuration(paygate_settings.log_level)
 
-SOCKET_TIMEOUT_SECONDS = 5
+SOCKET_TIMEOUT_SECONDS, REQUEST_SECONDS = 5, 10
+MOST_CLOSING = 64
 
 
 def write_error(client: socket.socket, status: int, reason: str, _quoting_the_request: str) -> None:
@@ -44,11 +51,64 @@ def write_error(client: socket.socket, status: int, reason: str, _quoting_the_re
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
+    if status >= 500:  # 501 for a Transfer-Encoding that nobody knows: the client's mistake, not ours
+        status, reason = 400, "Bad Request"
     lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
     gunicorn.util.write_nonblock(client, "\r\n".join(lines).encode())
 
 
 gunicorn.util.write_error = write_error
+wait_and_close = gunicorn.util.close_graceful
+closing_threads = ThreadPoolExecutor(MOST_CLOSING, thread_name_prefix="closing")
+closing = threading.BoundedSemaphore(MOST_CLOSING)
+
+
+def close_aside(client: socket.socket) -> None:
+    """End a connection without waiting for its client. gunicorn gives each one 2 seconds to close its side too, so that
+    it can read the answer, and waits in the one thread that accepts all others: sixteen clients that do not close would
+    have the process taken for dead. More than MOST_CLOSING at once are not waited for."""
+    if not closing.acquire(blocking=False):
+        wait_and_close(client, timeout=0)
+        return
+    # An object of its own: nobody else can close its descriptor while it is read from, and give it to another client.
+    closing_threads.submit(linger, socket.socket(fileno=client.detach()))
+
+
+def linger(client: socket.socket) -> None:
+    try:
+        wait_and_close(client)
+    finally:
+        closing.release()
+
+
+gunicorn.util.close_graceful = close_aside
+
+
+class TimedUnreader(gunicorn.http.unreader.SocketUnreader):
+    """Reads a request's head, and then its body, in REQUEST_SECONDS each: a client that sends a byte now and then stays
+    within the time-out of a single read for ever."""
+
+    deadline: float | None = None
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        if self.deadline is None:
+            self.deadline = time.monotonic() + REQUEST_SECONDS
+        if time.monotonic() > self.deadline:
+            raise BlockingIOError(errno.EAGAIN, "the request's time is over")
+        return super().chunk(size_hint)
+
+
+gunicorn.http.parser.SocketUnreader = TimedUnreader
+
+
+def pre_request(process: Any, request: Any) -> None:
+    """The head has been read: the time of the body begins with it."""
+    request.unreader.deadline = None
+
+
+def post_request(process: Any, request: Any, environ: dict[str, Any], response: Any) -> None:
+    """What comes next on this connection is another request."""
+    request.unreader.deadline = None
 
 
 def when_ready(server: Any) -> None:
@@ -80,4 +140,5 @@ def post_worker_init(process: Any) -> None:
 def worker_exit(server: Any, process: Any) -> None:
     if hasattr(process, "background"):
         process.background.stop()
-    process.wsgi.database.close()
+    if hasattr(process, "wsgi"):  # else it could not be loaded, and says so
+        process.wsgi.database.close()

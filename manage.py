@@ -188,7 +188,9 @@ def runserver(_: argparse.Namespace) -> None:
             note.flush()
             print(f"paygate is ready at {values.public_url} ({time.monotonic() - begun:.1f} s); Ctrl-C ends it")
             welcome(values, env["PAYSTACK_URL"] if is_sandbox else None, cluster)
-            children.wait_until(lambda: False)
+            has_terminal = os.isatty(0)
+            # make, where it leads the session (`ssh -t host make run`), hands the hang-up on to nobody.
+            children.wait_until(lambda: has_terminal and not os.isatty(0))
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:

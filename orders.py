@@ -287,9 +287,9 @@ class Link:
         except ValueError:
             return None
 
-    def is_of(self, payment: db.Payment) -> bool:
-        """Whether a payment is what this link asks for now."""
-        return (payment.amount_minor, payment.currency) == (self.amount_minor, self.currency)
+    def is_of(self, payment: db.Payment | None) -> bool:
+        """Whether a payment has the price that this link asks for."""
+        return payment is not None and (payment.amount_minor, payment.currency) == (self.amount_minor, self.currency)
 
     @property
     def is_over(self) -> bool:

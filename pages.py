@@ -30,7 +30,9 @@ from settings import Settings
 
 PAGES = Path(__file__).with_name("pages")
 LARGEST_FORM = 16 * 1024
-MOST_TRIES = 20
+SIGNED = (*orders.LINK_MEMBERS, "signature")
+"""The fields of a form that a link fixes."""
+MOST_TRIES = 10
 """How many payments of one order may come to nothing before its link begins no other."""
 
 
@@ -175,9 +177,13 @@ class Begun:
     payment: db.Payment | None = None
 
     @property
+    def status(self) -> str | None:
+        return self.payment.status if self.payment else None
+
+    @property
     def is_open(self) -> bool:
         """Whether the customer has a page to go on with, and nothing is left to be done here."""
-        return self.payment is not None and (self.payment.status != "pending" or self.payment.checkout_url is not None)
+        return self.payment is not None and (self.status != "pending" or self.payment.checkout_url is not None)
 
 
 class PayForm:
@@ -196,7 +202,7 @@ class PayForm:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         params = {name: value for name, value in req.params.items() if isinstance(value, str)}
         link = self.link(params)
-        form = Form(link, {**(params if link else {}), "key": new_key()})
+        form = Form(link, {"key": new_key(), **{name: params.get(name, "") for name in SIGNED if link}})
         begun, notice = self.begun(form)
         if begun.is_open:
             see_other(resp, self.address(begun.key))
@@ -263,12 +269,12 @@ class PayForm:
         another price; but money that came for any of its tries counts before all. Raises Problem.
         """
         tries = self.tries(form.order) if form.order else [Begun(digest(f"form\0{form.typed['key']}"))]
-        paid = [each for each in tries if each.payment and each.payment.status not in db.UNPAID]
-        pending = [each for each in tries if each.payment and form.link and form.link.is_of(each.payment)]
+        paid = [each for each in tries if each.status not in (None, *db.UNPAID)]
+        pending = [each for each in tries if each.status == "pending" and form.link and form.link.is_of(each.payment)]
         chosen = (paid or pending or tries)[-1]
         if chosen.payment is None and form.link and form.link.is_over:
             raise Problem("link_over")
-        has_ended = chosen.payment is None and any(each.payment and each.payment.status != "pending" for each in tries)
+        has_ended = chosen.payment is None and any(each.status in ("failed", "expired") for each in tries)
         return chosen, "ended_before" if has_ended else None
 
     def tries(self, order: str) -> list[Begun]:
@@ -372,16 +378,21 @@ class FormPage:
         label = "Amount" if len(self.currencies) > 1 else f"Amount in {self.currencies[0]}"
         is_whole = all(money.decimals_of(code) == 0 for code in self.currencies)
         hint = "Digits only, such as 1500" + ("" if is_whole else " or 1500.50")
-        currency = Field("currency", "Currency", "select", "", "off", 3)
-        self.amount = (Field("amount", label, "text", "decimal", "off", 20, hint), currency)
+        currency = Field("currency", "Currency", "select", "", "transaction-currency", 3)
+        self.amount = (Field("amount", label, "text", "decimal", "transaction-amount", 20, hint), currency)
         """What a link fixes."""
 
     def page(self, form: Form) -> Markup:
-        """The form with what was typed, each error beside its field, and all of them, or a notice, above."""
+        """The form with what was typed, each error beside its field, and all of them, or a notice, above.
+
+        It is sent to another address than its own: what is sent to an address makes a browser forget the page that it
+        keeps of it. A link's members are in both, so that the address stays the link.
+        """
         title, heading = titled(self.heading(form.link))
         shown = self.fields(form)
         content = self.blocks["form"].format(
             base=self.frame.base,
+            query=urlencode({"sent": "on", **{name: form.typed[name] for name in hidden_in(form) if name != "key"}}),
             heading=heading,
             summary=self.summary(form, shown),
             hidden=joined(self.blocks["hidden"].format(name=name, value=form.typed[name]) for name in hidden_in(form)),
@@ -456,7 +467,7 @@ def sentence(label: str, errors: list[str]) -> str:
 
 def hidden_in(form: Form) -> list[str]:
     """What goes with a form unseen: its key, and what its link fixes, with the signature."""
-    return ["key", *(name for name in (*orders.LINK_MEMBERS, "signature") if form.link and form.typed.get(name))]
+    return ["key", *(name for name in SIGNED if form.link and form.typed.get(name))]
 
 
 class ProblemPage:

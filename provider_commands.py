@@ -483,8 +483,8 @@ def run_worker(arguments: argparse.Namespace, env: Environment, url: str) -> int
             background.run_once()
             return 0
         background.start()
-        print("looking after payments; Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):
+            print("looking after payments; Ctrl-C ends it", flush=True)
             threading.Event().wait()
         background.stop()
     return 0

@@ -1388,7 +1388,8 @@ class Sandbox:
         return "live" if self.secret_key.startswith("sk_live_") else "test"
 
     def _emit(self, event: str, transaction: Transaction, data: Json, fault_name: str | None = None) -> Json:
-        fault = self._fault_for("webhook", transaction.reference)
+        # A forged event stays one, whatever else may meet events at the moment.
+        fault = None if fault_name == "forged" else self._fault_for("webhook", transaction.reference)
         if fault is None and fault_name is None and transaction.habit.endswith("-webhook"):
             fault_name = transaction.habit.removesuffix("-webhook")
         if fault is None and fault_name in WEBHOOK_FAULTS:
@@ -1866,7 +1867,7 @@ DOCUMENT = Markup(
 <link rel="stylesheet" href="/sandbox.css">
 </head>
 <body>
-<p class="test"><strong>TEST</strong> Sandbox: no real money moves.</p>
+<div class="test" role="banner"><strong>TEST</strong> Sandbox: no real money moves.</div>
 {text}
 </body>
 </html>

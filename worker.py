@@ -18,6 +18,7 @@ from settings import Settings
 BATCH = 20
 PRUNING_BATCH = 1000
 DAILY_SECONDS, DAILY_LEASE_SECONDS = 86400, 3600
+LISTED_DAYS = 4
 
 
 class Worker:
@@ -97,8 +98,14 @@ class Worker:
         return 0 if looked == BATCH else self.interval_seconds
 
     def apply_lists(self) -> float:
-        """Look for our charges and refunds in the provider's lists."""
-        return self.daily("apply_lists", lambda: checkout.apply_lists(self.database, self.gateway))
+        """Look for our charges and refunds in the provider's lists, of all the time since that was done last: after a
+        long outage, or a restored backup, too."""
+
+        def apply() -> int:
+            missed_days = db.days_since_job(self.database, "apply_lists", self.gateway.mode)
+            return checkout.apply_lists(self.database, self.gateway, days=LISTED_DAYS + missed_days)
+
+        return self.daily("apply_lists", apply)
 
     def prune(self) -> float:
         """Remove what RETENTION_DAYS says, batch by batch."""

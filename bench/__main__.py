@@ -158,13 +158,13 @@ class Bench:
     def work(self, server: Server, subject: Subject, kind: str, number: int) -> Sample:
         """One kind of work by one subject: what it cost. Raises Void when answers and rows do not agree."""
         requests, expected, after_seconds = self.prepare(subject, kind, number)
-        rows = subject.count(kind)
+        rows, calls = subject.count(kind), self.provider_calls()
         server_before, database_before = server.cpu_seconds(), machine.cpu_seconds(self.cluster_pid)
         replies = load.send(server.port, iter(requests), CONNECTIONS, keep=kind == POST)
         time.sleep(after_seconds)
         server_spent = server.cpu_seconds() - server_before
         database_spent = machine.cpu_seconds(self.cluster_pid) - database_before
-        self.check(subject, kind, replies, expected, subject.count(kind) - rows)
+        self.check(subject, kind, replies, expected, subject.count(kind) - rows, self.provider_calls() - calls)
         if kind == POST:
             subject.learn(replies)
         return Sample(
@@ -201,13 +201,22 @@ class Bench:
             ).fetchall()
         return [row[0] for row in rows]
 
-    def check(self, subject: Subject, kind: str, replies: list[load.Reply], expected: int, rows: int) -> None:
+    def provider_calls(self) -> int:
+        """How many checkouts the provider has been asked to open."""
+        return int(subjects.ask(self.sandbox_url, "GET", "/_sandbox/calls?endpoint=initialize")["result"])
+
+    def check(
+        self, subject: Subject, kind: str, replies: list[load.Reply], expected: int, rows: int, calls: int
+    ) -> None:
+        """Raises Void unless every answer is as expected, and has left its row and made its one call."""
         statuses = Counter(reply.status for reply in replies)
         if set(statuses) != {expected}:
             other = next(reply for reply in replies if reply.status != expected)
             raise Void(f"{subject.name}, {kind}: {dict(statuses)}, among them {other.body[:300]!r}")
         if kind in subject.counts and rows != len(replies):
             raise Void(f"{subject.name}, {kind}: {len(replies)} answers, {rows} rows")
+        if calls != (len(replies) if kind == POST else 0):
+            raise Void(f"{subject.name}, {kind}: {len(replies)} answers, {calls} calls to the provider")
 
     def count_statements(self, servers: dict[str, Server]) -> dict[tuple[str, str], int]:
         """How many statements one request sends to the database, BEGIN and COMMIT counted, by the database's log."""
@@ -418,8 +427,8 @@ def print_settings(bench: Bench, options: argparse.Namespace) -> None:
         f"{row[0] if row else ''}; gunicorn: {gunicorn['workers']} processes × {gunicorn['threads']} threads, pool of 8"
     )
     print(
-        f"{options.rounds} rounds of {options.requests} POSTs, {3 * options.requests} GETs and as many webhooks as POSTs, "
-        f"over {CONNECTIONS} connections; worker off in the rounds, on after them; requests are logged\n",
+        f"{options.rounds} rounds of {options.requests} POSTs, {3 * options.requests} GETs, {options.requests} webhooks"
+        f" by {CONNECTIONS} connections; worker off in the rounds, on after them; requests are logged\n",
         flush=True,
     )
 

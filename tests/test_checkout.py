@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from backstage import age, at_once, end_leases, initialize_before, look, meanwhile, references, seconds_of
 from invariants import check_books
-from shop import PAYMENTS, SECRET_KEY, Server, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
-
 from sandbox import Sandbox
+from shop import PAYMENTS, SECRET_KEY, Server, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
 
 
 def only_payment(shop: Shop) -> dict[str, Any]:
@@ -281,7 +281,7 @@ WAITING_FAULTS = ["429", "429-retry-after"]
 
 @pytest.mark.parametrize("fault", QUICK_FAULTS + WAITING_FAULTS)
 def test_an_unknown_answer_costs_nothing_with_the_same_key(shop: Shop, fault: str) -> None:
-    """Whether the call took effect or not, once or twice: one payment, and one URL, of a transaction that can be paid."""
+    """Whether the call took effect or not, once or twice: one payment, and one URL, at which it can be paid."""
     for has_effect in (False, True):
         for times in (1, 2):
             calls = shop.sandbox.calls("initialize")
@@ -340,9 +340,7 @@ def test_a_refusal_of_our_own_set_up_is_502_and_uses_nothing_up(
     ("message", "field"),
     [("Invalid Email Address Passed", "customer_email"), ("Invalid Amount Sent", "amount")],
 )
-def test_a_customer_whom_the_provider_refuses_is_told_so_once_and_for_all(
-    shop: Shop, message: str, field: str
-) -> None:
+def test_a_customer_whom_the_provider_refuses_is_told_so_once_and_for_all(shop: Shop, message: str, field: str) -> None:
     body = {"status": False, "message": message, "type": "validation_error"}
     shop.sandbox.fault("initialize", "answer", effect=False, status=400, body=body)
     answer = shop.create(key="one")

@@ -356,7 +356,7 @@ def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
 
 
 def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(shop: Shop) -> None:
-    """A hundred keys, for the moment in which the losers can fall over another constraint is short."""
+    """Many keys, for the moment in which the losers can fall over another constraint is short."""
     order = db.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
 
     def take(key: bytes) -> str:
@@ -366,10 +366,10 @@ def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(s
             return "in flight"
         return "taken"
 
-    for number in range(100):
+    for number in range(150):
         key = db.key_of(f"order-{number}")
         assert sorted(at_once([lambda key=key: take(key)] * 8)) == ["in flight"] * 7 + ["taken"]  # type: ignore[misc]
-    assert len(check_books(shop.database_url)) == 100
+    assert len(check_books(shop.database_url)) == 150
 
 
 # Migrations

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shop import ROOT, SECRET_KEY, free_port, sandbox  # noqa: F401  # a fixture
 
 import embedded
 import settings
 from deploy import replay_dockerfile
 from sandbox import Sandbox
+from shop import ROOT, SECRET_KEY, free_port, sandbox  # noqa: F401  # a fixture
 
 COMPOSE_ALONE = {"POSTGRES_PASSWORD"}
 STAGES = replay_dockerfile.read_dockerfile((ROOT / "Dockerfile").read_text())
@@ -143,7 +143,7 @@ def test_the_command_migrates_takes_a_payment_and_ends_when_asked(
     with log.open("wb") as output:
         process = subprocess.Popen(commands()[platform], cwd=image, env=env, stdout=output, stderr=output)
     try:
-        script = [sys.executable, ROOT / "deploy" / "take_a_payment.py"]
+        script = [sys.executable, str(ROOT / "deploy" / "take_a_payment.py")]
         subprocess.run([*script, f"--paygate=http://127.0.0.1:{port}", f"--sandbox={sandbox.url}"], check=True)
         health = json.loads(IMAGE["HEALTHCHECK"].partition("CMD ")[2])
         assert subprocess.run(health, env=env, check=False).returncode == 0
@@ -190,7 +190,8 @@ def test_compose_starts_after_its_database_and_keeps_it() -> None:
     assert paygate["environment"]["HOST"] == "0.0.0.0"  # noqa: S104
     assert "pg_isready" in database["healthcheck"]["test"]
     assert re.fullmatch(r"postgres:(1[5-8])-\w+", database["image"])
-    assert [volume.split(":")[0] for volume in database["volumes"]] == list(compose["volumes"])
+    volumes = [volume.split(":")[0] for volume in (*database["volumes"], *paygate["volumes"])]
+    assert volumes == list(compose["volumes"]) == ["database", "backups"]
     assert "${POSTGRES_PASSWORD:?" in paygate["environment"]["DATABASE_URL"]
     assert paygate["env_file"] == ".env"
 
@@ -243,7 +244,7 @@ def test_the_systemd_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     unit.write_text(re.sub(r"/opt/paygate/.venv/bin/\w+", "/bin/true", text))
     said = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
     assert (said.returncode, said.stderr) == (0, "")
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", unit]
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
     said = subprocess.run(command, check=False, capture_output=True, text=True)
     assert said.returncode == 0, said.stdout
 
@@ -330,6 +331,6 @@ def test_an_image_is_published_only_when_it_took_a_payment_and_a_person_agreed()
 
 @pytest.mark.skipif(shutil.which("zizmor") is None, reason="zizmor is not at hand")
 def test_the_workflows_are_clean() -> None:
-    command = ["zizmor", "--offline", "--no-progress", ROOT / ".github"]
+    command = ["zizmor", "--offline", "--no-progress", str(ROOT / ".github")]
     said = subprocess.run(command, check=False, capture_output=True, text=True)
     assert said.returncode == 0, said.stdout

@@ -37,7 +37,7 @@ with embedded.temporary() as cluster:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """Where no data are yet; any user may pass on the way there."""
-    with tempfile.TemporaryDirectory(prefix="paygate-", dir=embedded.quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix=embedded.TEMPORARY, dir=embedded.quick_folder()) as folder:
         Path(folder).chmod(0o711)
         yield Path(folder) / "project" / ".paygate" / "postgres"
 
@@ -91,8 +91,10 @@ def setting(cluster: embedded.Cluster, name: str) -> str:
 
 def is_alive(pid: int) -> bool:
     """A zombie, which nobody has waited for yet, is not."""
-    state = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return state.strip() not in ("", "Z")
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def wait_until_dead(pid: int) -> None:
@@ -293,7 +295,7 @@ def test_data_that_the_servers_user_can_no_longer_reach_are_not_replaced_by_new_
 
 
 def test_a_full_disk_is_one_line() -> None:
-    with tempfile.TemporaryDirectory(prefix="paygate-") as folder:
+    with tempfile.TemporaryDirectory(prefix=embedded.TEMPORARY) as folder:
         Path(folder).chmod(0o711)
         user = User(
             USER, f"{folder}/postgres", before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000,) * 2)
@@ -327,6 +329,19 @@ def test_a_temporary_server_ends_with_its_process_however_that_ends() -> None:
         end(user)
         wait_until_dead(pid)
         shutil.rmtree(data.parents[1], ignore_errors=True)
+
+
+def test_the_folder_of_a_temporary_server_that_was_killed_is_removed_by_a_later_one() -> None:
+    user = User(OWNER_OF_A_TEMPORARY_ONE)
+    pid = user.postmaster()
+    folder = Path(f"/proc/{pid}/cwd").readlink().parents[1]
+    long_ago = time.time() - embedded.ABANDONED_SECONDS - 1
+    os.utime(folder, (long_ago, long_ago))
+    with embedded.temporary():
+        assert folder.exists()  # somebody works there
+    user.kill()
+    with embedded.temporary():
+        assert not folder.exists()
 
 
 def test_a_cluster_can_be_restarted_killed_and_frozen(cluster: embedded.Cluster) -> None:

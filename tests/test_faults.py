@@ -17,7 +17,7 @@ import pytest
 
 import db
 import embedded
-from backstage import at_once, end_leases, look, meanwhile, seconds_of
+from backstage import at_once, end_leases, fresh_seed, look, meanwhile, seconds_of
 from invariants import check_books
 from relay import Moment, Relay
 from sandbox import Sandbox
@@ -326,8 +326,7 @@ def crash(cluster: embedded.Cluster) -> None:
 def test_the_database_goes_away_under_load_and_nothing_is_lost(
     own: embedded.Cluster, sandbox: Sandbox, tmp_path: Path, going_away: Callable[[embedded.Cluster], None]
 ) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
+    seed = fresh_seed()
     with Server(own.url, sandbox, tmp_path, **ALONE) as server:
         till = Till(server, sandbox, seed)
         with till.open(clients=6):
@@ -492,8 +491,7 @@ def test_the_provider_away_costs_new_payments_alone(database_url: str, sandbox: 
 def test_a_payment_goes_its_whole_way_through_a_provider_that_fails_half_the_time(
     open_shop: Callable[..., Shop], sandbox: Sandbox
 ) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
+    seed = fresh_seed()
     shop = open_shop(PAYSTACK_TIMEOUT="1")
     for number, fault in enumerate(("500", "lost-answer", "lost-request", "429", "garbage")):
         sandbox.fault("*", fault, probability=0.15, seed=seed + number)

@@ -51,7 +51,7 @@ class Shell:
             text=True,
             timeout=120,
             check=False,
-            preexec_fn=END_WITH_US,  # noqa: PLW1509 (it only calls prctl)
+            preexec_fn=END_WITH_US,
         )
         return done.returncode, done.stdout.strip()
 
@@ -118,7 +118,7 @@ class Running:
 @contextmanager
 def project() -> Iterator[Shell]:
     """A shell in a copy of the project; afterwards no process may be left."""
-    with tempfile.TemporaryDirectory(prefix="paygate-", dir=embedded.quick_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix=embedded.TEMPORARY, dir=embedded.quick_folder()) as name:
         Path(name).chmod(0o711)
         folder = Path(name) / "pay gate"
         shutil.copytree(Path(manage.__file__).parent, folder, ignore=NEVER_COPIED)

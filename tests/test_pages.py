@@ -5,7 +5,6 @@ Every page that a test asks for is read by `Page`, which checks what holds for a
 a browser is in `browser/`.
 """
 
-import itertools
 import re
 import time
 from collections.abc import Callable
@@ -14,14 +13,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from backstage import at_once, end_time, look, make_due, meanwhile, worker_of
 from falcon.testing import Result
-from shop import ORDER, SECRET_KEY, Shop, open_shop, sandbox, shop  # noqa: F401
 
 import db
 import pages
+from backstage import at_once, end_time, look, make_due, meanwhile, worker_of
 from orders import Link
 from sandbox import Sandbox
+from shop import ORDER, SECRET_KEY, Shop, open_shop, sandbox, shop  # noqa: F401
 
 OpenShop = Callable[..., Shop]
 LIVE = {"PAYSTACK_SECRET_KEY": "sk_live_0123456789abcdef", "PUBLIC_URL": "https://pay.example.com"}
@@ -218,7 +217,7 @@ def test_the_form_has_the_api_s_fields_and_says_where_the_card_is_asked_for(coun
     page = form(counter)
     assert page.title == page.heading == "Pay Example Shop"
     assert list(page.fields) == ["key", "amount", "customer_name", "customer_email", "customer_phone", "location"]
-    assert page.find("form") == {"method": "post", "action": "/pay"}
+    assert page.find("form") == {"method": "post", "action": "/pay?sent=on"}
     assert page.find("input", name="customer_email") | {"type": "email", "autocomplete": "email"} == page.find(
         "input", name="customer_email"
     )
@@ -305,13 +304,13 @@ def test_a_card_number_is_refused(counter: Shop) -> None:
     [
         ("customer_name=%ED%A0%80", {}, 400),  # a lone surrogate
         ("customer_name=%FF", {}, 400),
-        (b"customer_name=\xff".decode("latin-1").encode("utf-8").decode() + "%", {}, 422),
+        ("customer_name=%", {}, 422),
         ("&".join(f"x{n}=1" for n in range(60)), {}, 400),
         ("x" * (16 * 1024 + 1), {}, 413),
         ("{}", {"Content-Type": "application/json"}, 415),
         ("", {"Content-Type": ""}, 415),
         ("customer_name=J", {"Content-Length": "5000"}, 400),
-        ("", {}, 422),
+        ("", {}, 411),
     ],
 )
 def test_what_no_browser_sends_is_a_page_and_no_payment(
@@ -471,7 +470,9 @@ def test_a_payment_whose_time_ended_before_it_was_opened_can_be_begun_anew(count
 
 
 def test_a_link_fixes_what_is_paid(shop: Shop) -> None:
-    page = form(shop, link(shop, order="1001", expires=in_an_hour()))
+    query = link(shop, order="1001", expires=in_an_hour())
+    page = form(shop, query)
+    assert page.find("form")["action"] == "/pay?sent=on&" + query
     assert page.title == "Pay NGN\u00a075.00 to the merchant"
     assert page.heading == "NGN\u00a075.00"
     for text in ("A hat", "Order 1001", "You can pay until"):
@@ -827,7 +828,7 @@ def test_pages_say_test_in_test_mode_alone(database_url: str) -> None:
 def test_below_a_path_of_the_public_url_everything_is_found(open_shop: OpenShop) -> None:
     shop = open_shop(PAY_FORM="on", PUBLIC_URL="https://pay.example.com/shop")
     page = form(shop)
-    assert page.find("form")["action"] == "/shop/pay"
+    assert page.find("form")["action"] == "/shop/pay?sent=on"
     assert page.find("link", rel="stylesheet")["href"].startswith("/shop/paygate.css?")
     went_to(send(shop, page))
     payment = only_payment(shop)
@@ -869,5 +870,4 @@ def test_texts_are_escaped_wherever_they_come_from(open_shop: OpenShop) -> None:
     for page in (payment_page(shop, payment), form(shop), form(shop, link(shop, description=evil, order=evil))):
         assert not page.all("i")
         assert evil in page.text
-    ways = itertools.product([evil, "x" * 500], repeat=1)
-    assert all(Page(get(shop, "/pay", urlencode({"signature": way})), 403) for [way] in ways)
+    Page(get(shop, "/pay", urlencode({"signature": evil})), 403)

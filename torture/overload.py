@@ -106,7 +106,7 @@ class Overload:
             if hooks:
                 tasks.append(asyncio.create_task(one("webhook", self.hook)))
             if posts:
-                tasks.append(asyncio.create_task(one("POST", order(f"{name}-{number}-{self.seed}"))))
+                tasks.append(asyncio.create_task(one("POST", order(f"{name.replace(' ', '-')}-{number}-{self.seed}"))))
             await asyncio.sleep(0.05)
         await asyncio.gather(*tasks)
         line = []
@@ -192,7 +192,7 @@ class Overload:
 
         begun = time.monotonic()
         tasks = [asyncio.create_task(forge(large if n % 10 == 0 else small)) for n in range(5000)]
-        line = await self.measure(5, "forged flood")
+        line = await self.measure(5, "forged flood", 2)
         await asyncio.gather(*tasks)
         if set(statuses) != {401}:
             self.findings.add("wrong", f"forged flood: {dict(statuses)}")

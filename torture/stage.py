@@ -155,25 +155,29 @@ class Process:
 class Stage:
     """Everything that runs. `instances` are the two gunicorns; `sandbox` the provider; `cluster` the database."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, *, threads: int = THREADS, **env: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        *,
+        threads: int = THREADS,
+        database_url: str | None = None,
+        **env: str,
+    ) -> None:
+        """With a `database_url` that database is used, and no faults can be made in it from here."""
         self.folder = folder
-        self.stopping = threading.Event()
-        self.disk = small_disk(folder / "disk", stack)
+        self.disk: Path | None = None
         """The database's own file system, where one could be mounted."""
-        self.cluster = embedded.Cluster((self.disk or folder) / "postgres")
-        stack.callback(self.cluster.stop)
-        self.cluster.start()
-        self.admin_url = self.cluster.url
-        for line in ("max_connections = 60", "max_wal_size = '512MB'", "log_min_messages = 'fatal'"):
-            self.sql(f"ALTER SYSTEM SET {line}")
-        self.cluster.restart()
+        self.admin_url = database_url or self.start_database(stack)
         db.migrate(self.admin_url)
-        self.proxy = stack.enter_context(Proxy(self.cluster.sockets / embedded.SOCKET))
+        self.database_url = database_url or (
+            f"postgresql://paygate@127.0.0.1:{self.proxy.port}/postgres?sslmode=disable"
+        )
         self.receiver = stack.enter_context(Receiver())
         ports = [free_port() for _ in range(3)]
         self.webhook_url = f"http://127.0.0.1:{ports[0]}/api/v1/webhooks/paystack"
         self.env = {
-            "DATABASE_URL": f"postgresql://paygate@127.0.0.1:{self.proxy.port}/postgres?sslmode=disable",
+            "DATABASE_URL": self.database_url,
             "PAYSTACK_SECRET_KEY": SECRET_KEY,
             "PAYSTACK_URL": f"http://127.0.0.1:{ports[2]}",
             "PAYSTACK_TIMEOUT": "1",
@@ -205,6 +209,19 @@ class Stage:
             stack.callback(process.kill)
             process.start()
         self.wait_until_ready()
+
+    def start_database(self, stack: contextlib.ExitStack) -> str:
+        """A private server, its proxy, and where we reach it past that."""
+        self.disk = small_disk(self.folder / "disk", stack)
+        self.cluster = embedded.Cluster((self.disk or self.folder) / "postgres")
+        stack.callback(self.cluster.stop)
+        self.cluster.start()
+        for line in ("max_connections = 60", "max_wal_size = '512MB'", "log_min_messages = 'fatal'"):
+            with psycopg.connect(self.cluster.url, autocommit=True) as conn:
+                conn.execute(f"ALTER SYSTEM SET {line}".encode())
+        self.cluster.restart()
+        self.proxy = stack.enter_context(Proxy(self.cluster.sockets / embedded.SOCKET))
+        return self.cluster.url
 
     @property
     def command_env(self) -> dict[str, str]:
@@ -254,7 +271,11 @@ class Stage:
     def sql(self, statement: str, *values: object) -> list[Json]:
         """Straight to the server, past the proxy and paygate's roles."""
         with psycopg.connect(
-            self.admin_url, autocommit=True, row_factory=psycopg.rows.dict_row, connect_timeout=10
+            self.admin_url,
+            autocommit=True,
+            row_factory=psycopg.rows.dict_row,
+            connect_timeout=10,
+            target_session_attrs="read-write",
         ) as conn:
             cursor = conn.execute(statement.encode(), values or None)
             return cursor.fetchall() if cursor.description else []
