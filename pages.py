@@ -1,14 +1,14 @@
 """The customer's pages: the payment and its receipt, the form, the problem. Plain HTML that works without JavaScript.
 
-What they look like and say is in `pages/`; here is which page is shown, and when a payment begins.
+What they look like and say is in `pages/`; here is which page is shown, and when a payment is started.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -33,7 +33,7 @@ LARGEST_FORM = 16 * 1024
 SIGNED = (*orders.LINK_MEMBERS, "signature")
 """The fields of a form that a link fixes."""
 MOST_TRIES = 10
-"""How many payments of one order may come to nothing before its link begins no other."""
+"""How many payments of one order may come to nothing before its link starts no other."""
 
 
 class PaymentPage:
@@ -131,7 +131,7 @@ def facts_of(payment: db.Payment) -> list[tuple[str, object]]:
     if payment.status == "pending":
         return [("Pay until", time_element(payment.expires_at)), reference]
     if not payment.is_paid:
-        return [("Begun on", time_element(payment.created_at)), reference]
+        return [("Started on", time_element(payment.created_at)), reference]
     names = {"Price": payment.amount_minor}
     if payment.status_reason is None:
         has_fees = payment.charged_minor > payment.amount_minor
@@ -142,36 +142,33 @@ def facts_of(payment: db.Payment) -> list[tuple[str, object]]:
     return [*sums, ("Paid on", time_element(payment.paid_at or payment.created_at)), reference]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Form:
     """The form as it came or is shown: by which link, what was typed (and the hidden key), and what is wrong: by field,
     or as a notice (the name of a block).
 
-    `has_begun`: its payment is there, with what was typed then, and only has to be opened.
+    `is_started`: its payment is there, with what was typed then, and only has to be opened.
     """
 
     link: orders.Link | None
     typed: Mapping[str, str]
-    errors: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    errors: Mapping[str, list[str]] = field(default_factory=dict)
     notice: str | None = None
-    has_begun: bool = False
+    is_started: bool = False
 
     @property
     def order(self) -> str:
         """The order that its link is for; empty without one."""
         return self.link.order if self.link else ""
 
-    def but(self, **changes: Any) -> "Form":
-        return dataclasses.replace(self, **changes)
-
     def anew(self, **changes: Any) -> "Form":
-        """What was typed, to begin another payment with."""
-        return self.but(typed={**self.typed, "key": new_key()}, **changes)
+        """What was typed, to start another payment with."""
+        return replace(self, typed={**self.typed, "key": new_key()}, **changes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Begun:
-    """The idempotency key of a form, and the payment that was begun with it, if any."""
+@dataclass(frozen=True)
+class Try:
+    """The idempotency key of a form, and the payment that it has started, if it has."""
 
     key: bytes
     payment: db.Payment | None = None
@@ -203,11 +200,11 @@ class PayForm:
         params = {name: value for name, value in req.params.items() if isinstance(value, str)}
         link = self.link(params)
         form = Form(link, {"key": new_key(), **{name: params.get(name, "") for name in SIGNED if link}})
-        begun, notice = self.begun(form)
-        if begun.is_open:
-            see_other(resp, self.address(begun.key))
+        current, notice = self.current_try(form)
+        if current.is_open:
+            see_other(resp, self.address(current.key))
             return
-        show(resp, self.view.page(form.but(notice=notice, has_begun=begun.payment is not None)))
+        show(resp, self.view.page(replace(form, notice=notice, is_started=current.payment is not None)))
         # Kept for the Back button alone, with its key and what is typed into it; asked for again, it is made anew.
         resp.set_header("Cache-Control", "private, no-cache")
 
@@ -215,22 +212,22 @@ class PayForm:
         fields = read_form(req)
         form = Form(self.link(fields), {**fields, "key": fields.get("key") or new_key()})
         # Whatever is in the way from here on: to send the form once more is safe, and what was typed is not lost.
-        req.context.send_again = lambda notice: self.view.page(form.but(notice=notice))
+        req.context.send_again = lambda notice: self.view.page(replace(form, notice=notice))
         self.guard.check_rate(req)
-        begun, _ = self.begun(form)
-        if begun.is_open:
-            see_other(resp, (begun.payment and begun.payment.open_checkout_url) or self.address(begun.key))
+        current, _ = self.current_try(form)
+        if current.payment and current.is_open:
+            see_other(resp, current.payment.open_checkout_url or self.address(current.key))
             return
         try:
-            order = self.order(form) if begun.payment is None else order_of(begun.payment)
-            answer, _ = checkout.start(self.desk, begun.key, order)
+            order = order_of(current.payment) if current.payment else self.order(form)
+            answer, _ = checkout.start(self.desk, current.key, order)
         except Problem as problem:
-            self.refuse(resp, form.but(errors=problem.errors or {}))
+            self.refuse(resp, replace(form, errors=problem.errors or {}))
         except db.InFlight:  # a double click: the page of the one payment goes on as soon as that is open
-            see_other(resp, self.address(begun.key) + "?go=on")
+            see_other(resp, self.address(current.key) + "?go=on")
         except db.KeyReused:
             if form.order:  # somebody was quicker with the same link
-                see_other(resp, self.address(begun.key))
+                see_other(resp, self.address(current.key))
             else:  # the Back button, and something was changed
                 self.refuse(resp, form.anew(notice="changed"))
         else:
@@ -262,13 +259,13 @@ class PayForm:
             raise Problem("link_refused")
         return link
 
-    def begun(self, form: Form) -> tuple[Begun, str | None]:
-        """The payment that a form begins or has begun, and what the customer is told about an earlier one.
+    def current_try(self, form: Form) -> tuple[Try, str | None]:
+        """The try to go on with, and what the customer is told about an earlier one.
 
-        An order whose payment came to nothing may be tried again while its link lasts, and so may one that was begun at
-        another price; but money that came for any of its tries counts before all. Raises Problem.
+        An order whose payment came to nothing may be tried again while its link lasts, and so may one that was started
+        at another price; but money that came for any of its tries counts before all. Raises Problem.
         """
-        tries = self.tries(form.order) if form.order else [Begun(digest(f"form\0{form.typed['key']}"))]
+        tries = self.tries(form.order) if form.order else [Try(digest(f"form\0{form.typed['key']}"))]
         paid = [each for each in tries if each.status not in (None, *db.UNPAID)]
         pending = [each for each in tries if each.status == "pending" and form.link and form.link.is_of(each.payment)]
         chosen = (paid or pending or tries)[-1]
@@ -277,15 +274,15 @@ class PayForm:
         has_ended = chosen.payment is None and any(each.status in ("failed", "expired") for each in tries)
         return chosen, "ended_before" if has_ended else None
 
-    def tries(self, order: str) -> list[Begun]:
-        """The payments of an order, in their turn, and the key of the next one, unless there were too many.
+    def tries(self, order: str) -> list[Try]:
+        """The tries to pay an order, in their turn, and the next one, unless there were too many.
 
         The NULs in what is hashed, here and for the form's own keys, keep them apart from every key of the API.
         """
-        tries: list[Begun] = []
+        tries: list[Try] = []
         for number in range(MOST_TRIES):
             key = digest(f"order\0{order}" + (f"\0{number}" if number else ""))
-            tries.append(Begun(key, db.find_payment(self.desk.database, self.id_of(key))))
+            tries.append(Try(key, db.find_payment(self.desk.database, self.id_of(key))))
             if tries[-1].payment is None:
                 break
         return tries
@@ -298,7 +295,7 @@ class PayForm:
             body |= {"amount": link.amount, "currency": link.currency, "description": link.description or None}
             body["metadata"] = {"order": link.order} if link.order else None
         order = orders.parse_order(body, self.settings)
-        return dataclasses.replace(order, source="form" if link is None else "link")
+        return replace(order, source="form" if link is None else "link")
 
     def id_of(self, key: bytes) -> str:
         return db.payment_id_of(self.desk.database, self.settings.mode, key)
@@ -309,7 +306,7 @@ class PayForm:
 
 def order_of(payment: db.Payment) -> db.Order:
     """The order that a payment was made of."""
-    return db.Order(**{each.name: getattr(payment, each.name) for each in dataclasses.fields(db.Order)})
+    return db.Order(**{each.name: getattr(payment, each.name) for each in fields(db.Order)})
 
 
 def digest(text: str) -> bytes:
@@ -338,7 +335,7 @@ def read_form(req: falcon.Request) -> dict[str, str]:
         raise Problem("bad_request") from None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Field:
     """An input of the form, by the API's name."""
 
@@ -414,14 +411,14 @@ class FormPage:
 
     def fields(self, form: Form) -> tuple[Field, ...]:
         """The inputs that a form needs."""
-        if form.has_begun:
+        if form.is_started:
             return ()
         if form.link is not None:
             return CUSTOMER
         return (*(self.amount if len(self.currencies) > 1 else self.amount[:1]), *CUSTOMER)
 
     def summary(self, form: Form, shown: Iterable[Field]) -> Markup:
-        notice = form.notice or ("invalid" if form.errors else "begun" if form.has_begun else None)
+        notice = form.notice or ("invalid" if form.errors else "started" if form.is_started else None)
         if notice is None:
             return Markup()
         heading, text = titled(self.blocks[notice])
@@ -451,7 +448,7 @@ class FormPage:
             for code in (self.currencies if field.kind == "select" else ())
         )
         return self.blocks["select" if options else "field"].format(
-            **dataclasses.asdict(field) | {"hint": hint},
+            **asdict(field) | {"hint": hint},
             value=value,
             problem=problem,
             options=options,

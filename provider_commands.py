@@ -239,7 +239,8 @@ def resolve(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     """
     operator = commands.operator_of(arguments)
     if (arguments.incident is None) == (arguments.decision is None):
-        return complain("resolve: give either ID and accept or reject, or --incident N") + 1
+        complain("resolve: give either an ID and accept or reject, or --incident N; see manage.py resolve --help")
+        return 2
     if arguments.decision == "reject":
         return give_back(arguments, env, url, rejecting=True)
     with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:

@@ -15,7 +15,8 @@ def main() -> int:
     for name, count in sorted(counts.items(), key=lambda pair: -pair[1]):
         print(f"{count:6,} {name}")
     print(f"{sum(counts.values()):6,} lines of code without blank lines, comments and docstrings; the aim is {AIM:,}")
-    problems = [*out_of_step("requirements.in"), *out_of_step("requirements-dev.in"), *differing_pins()]
+    sources = ("requirements.in", "requirements-dev.in", "requirements-browser.in")
+    problems = [*(problem for source in sources for problem in out_of_step(source)), *differing_pins()]
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

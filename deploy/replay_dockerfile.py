@@ -246,9 +246,16 @@ class Container:
         """Its exit status and all that it printed."""
         try:
             printed, _ = self.process.communicate(timeout=within_seconds)
-        finally:
-            self.process.kill()
+        except subprocess.TimeoutExpired:
+            raise Failed(f"it does not end within {within_seconds:g} s\n{self.kill()}") from None
         return self.process.returncode, printed
+
+    def kill(self) -> str:
+        """End all of it, and return what it printed. The kernel ends the others when process 1 ends."""
+        with contextlib.suppress(IndexError, FileNotFoundError, ProcessLookupError):
+            os.kill(self.first_pid(), signal.SIGKILL)
+        self.process.kill()
+        return self.process.communicate()[0]
 
 
 def run_in(root: Root, env: dict[str, str], command: list[str], within_seconds: float = 30) -> tuple[int, str]:
@@ -296,8 +303,7 @@ def show(root: Root, database_port: int, sandbox_url: str, port: int) -> None:
         check("a second migrate finds nothing to do", status == 0 and "up to date" in said, said)
         check_stop(container, sandbox_url, port)
     except BaseException:
-        container.process.kill()
-        print(container.process.communicate()[0], file=sys.stderr)
+        print(container.kill(), file=sys.stderr)
         raise
 
 

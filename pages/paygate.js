@@ -43,5 +43,5 @@ async function keepLooking(seconds) {
 }
 
 dress();
-if (document.getElementById("state")?.className === "opening") setTimeout(() => location.reload(), 2000);
+if (main.dataset.refresh && document.getElementById("state")?.className === "opening") setTimeout(() => location.reload(), main.dataset.refresh * 1000);
 else if (main.dataset.refresh) keepLooking(3);

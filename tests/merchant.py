@@ -51,7 +51,7 @@ class Merchant:
     def __init__(self) -> None:
         self.answers: deque[Answer] = deque()
         self.usual: Answer = status(204)
-        self.secrets = (SECRET,)
+        self.secrets: tuple[str, ...] = (SECRET,)
         self.settings = {"NOTIFY_SECRET": SECRET}
         self._received: list[Received] = []
         merchant = self

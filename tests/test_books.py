@@ -209,7 +209,7 @@ def checkpoint_of(out: str) -> str:
 
 def test_whole_books_are_whole_and_give_a_checkpoint(till: Till, ledger: list[dict[str, Any]]) -> None:
     out = till.did("audit")
-    assert out.startswith("5 payments, ")
+    assert out.startswith("whole (payments: 5, audit rows: 15)")
     assert till.did("audit", "--against", checkpoint_of(out))
     assert checkpoint_of(till.did("audit")) == checkpoint_of(out)
 
@@ -291,12 +291,31 @@ TAMPERED = {
         {"its answer gave out another"},
     ),
     "a time of payment taken away": (
-        "ALTER TABLE payments DROP CONSTRAINT completed_has_paid_at; UPDATE payments SET paid_at = NULL WHERE id = '{}'",
+        "ALTER TABLE payments DROP CONSTRAINT completed_has_paid_at;"
+        " UPDATE payments SET paid_at = NULL WHERE id = '{}'",
         {"is not paid but has a time"},
     ),
     "an acceptance without a record": (
         "UPDATE payments SET accepted_by = 'operator:nobody' WHERE id = %s",
         {"was accepted, but no audit row"},
+    ),
+    "a second charge that nobody was told of": (
+        """
+        INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)
+        SELECT reference || '-2', id, mode, amount_minor, currency, 'worker' FROM payments WHERE id = %s
+        """,
+        {"was paid twice, and nobody was told"},
+    ),
+    "a charge of another payment's reference": (
+        """
+        INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)
+        SELECT 'PG-' || repeat('0', 26), id, mode, amount_minor, currency, 'worker' FROM payments WHERE id = %s
+        """,
+        {"was paid twice, and nobody was told", "not of its references"},
+    ),
+    "a refund of the other mode": (
+        "UPDATE refunds SET mode = 'live' WHERE payment_id = %s",
+        {"has a refund that is not of its charge's"},
     ),
     "a refund that was never made": (
         """
@@ -315,7 +334,7 @@ def test_audit_names_what_was_tampered_with_and_nothing_else(
     till: Till, ledger: list[dict[str, Any]], what: str
 ) -> None:
     statement, findings = TAMPERED[what]
-    victim = ledger[3 if what == "a forged completed" else 0]["id"]
+    victim = ledger[{"a forged completed": 3, "a refund of the other mode": 4}.get(what, 0)]["id"]
     if "{}" in statement:
         as_superuser(till, statement.format(victim))
     else:
@@ -327,6 +346,22 @@ def test_audit_names_what_was_tampered_with_and_nothing_else(
     assert len(broken) == len(findings), done.out
     for finding in findings:
         assert any(finding in line for line in broken), (finding, done.out)
+
+
+def test_a_second_checkout_page_is_found_though_its_audit_row_is_sound(
+    till: Till, ledger: list[dict[str, Any]]
+) -> None:
+    victim = ledger[0]["id"]
+    last = till.sql("SELECT * FROM payment_events WHERE payment_id = %s ORDER BY n DESC LIMIT 1", victim)[0]
+    forged = {**last, "n": 4, "why": "opened", "from_status": "completed", "at": last["at"] + timedelta(seconds=1)}
+    forged["hash"] = books.event_hash(last["hash"], forged)
+    names = [name for name in forged if name != "id"]
+    columns, places = ", ".join(names), ", ".join(["%s"] * len(names))
+    values = [forged[name] for name in names]
+    as_superuser(till, f"INSERT INTO payment_events ({columns}) VALUES ({places})", *values)  # noqa: S608
+    done = till.run("audit")
+    broken = [line for line in done.out.splitlines() if line.startswith("PAY-")]
+    assert (done.status, broken) == (1, [f"{victim}: more than one checkout page was opened to the customer"])
 
 
 def test_a_guard_that_is_switched_off_is_named(till: Till, ledger: list[dict[str, Any]]) -> None:

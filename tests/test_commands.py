@@ -10,22 +10,18 @@ import resource
 import select
 import shlex
 import signal
-import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-import commands
-import db
-import manage
 from backstage import age
 from sandbox import Sandbox
-from shop import Shop, free_port, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
+from shop import ROOT, Shop, free_port, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 
 UNKNOWN = "PAY-0123456789ABCDEFGHJKMNPQRS"
@@ -170,6 +166,7 @@ class Terminal:
 
     def __init__(self, till: Till, *words: str) -> None:
         self.master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 100))
         self.process = till.start(*words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         self.screen = ""
@@ -286,7 +283,7 @@ def test_ctrl_c_while_the_provider_thinks_says_where_to_look(shop: Shop, sandbox
     payment = paid(shop)
     sandbox.fault("refund", "time-out")
     process = till.start("refund", payment["id"])
-    wait_until(sandbox.refunds)
+    wait_until(sandbox.refunds, 40)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=15)
     assert (process.returncode, out) == (130, "")
@@ -418,7 +415,7 @@ def bad(till: Till, **env: str) -> list[dict[str, str]]:
 def test_doctor_says_what_is_wrong_and_what_to_do(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     assert "refuses the key" in bad(till, PAYSTACK_SECRET_KEY="sk_test_another_key")[0]["text"]
     assert "no answer" in bad(till, PAYSTACK_URL=f"http://127.0.0.1:{free_port()}")[0]["text"]
-    assert "PUBLIC_URL" in bad(till, HOST="0.0.0.0")[0]["text"]
+    assert "PUBLIC_URL" in bad(till, HOST="::")[0]["text"]
     assert bad(till, DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/x")[0]["about"] == "database"
 
     for payment in [shop.created() for _ in range(5)]:
@@ -506,26 +503,26 @@ LOADED = "import sys, manage; status = manage.main({words!r}); print(*sorted(sys
 def test_what_needs_the_database_alone_loads_no_http_client_and_no_framework(
     shop: Shop, till: Till, words: list[str]
 ) -> None:
-    with till.start("-", python=("-c", LOADED.format(words=words)), env={"PYTHONPATH": str(manage.FOLDER)}) as process:
+    with till.start("-", python=("-c", LOADED.format(words=words)), env={"PYTHONPATH": str(ROOT)}) as process:
         _, err = process.communicate(timeout=30)
     loaded = set(err.splitlines()[-1].split())
     assert "psycopg" in loaded
     assert not loaded & {"requests", "urllib3", "falcon", "gunicorn", "paystack", "checkout"}
 
 
-@pytest.mark.parametrize(
-    "words", ["list", "show {id}", "audit", "report", "sync {id}", "refund {id} --dry-run", "doctor", "--help"]
-)
-def test_each_command_answers_in_under_half_a_second(shop: Shop, till: Till, words: str) -> None:
-    """In CPU time, which a busy machine does not stretch; the quickest of three."""
+def test_each_command_answers_in_under_half_a_second(shop: Shop, till: Till) -> None:
+    """In CPU time, which a busy machine does not stretch as much; the quickest of three."""
     payment = paid(shop)
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert till.shell(*words.format(**payment).split()).status == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5
+    for words in ("list", "show {id}", "audit", "report", "sync {id}", "refund {id} --dry-run", "doctor", "--help"):
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert till.shell(*words.format(**payment).split()).status == 0
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            if seconds < 0.5:
+                break
+        else:
+            pytest.fail(f"{words}: {seconds} s")
 
 
 def test_a_reader_who_has_seen_enough_ends_it_quietly(shop: Shop, till: Till) -> None:
@@ -563,7 +560,7 @@ def test_a_list_of_many_stays_flat_in_memory(shop: Shop, till: Till) -> None:
     for limit in ("10", "0"):
         measured = f"import manage, resource, sys; manage.main(['list', '--json', '--limit', '{limit}']);"
         measured += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-        with till.start("-", python=("-c", measured), env={"PYTHONPATH": str(manage.FOLDER)}) as process:
+        with till.start("-", python=("-c", measured), env={"PYTHONPATH": str(ROOT)}) as process:
             out, err = process.communicate(timeout=60)
         peaks.append(int(err))
     assert out.count("PAY-") == 30001

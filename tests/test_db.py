@@ -6,17 +6,18 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import psycopg
 import psycopg.rows
 import pytest
-from backstage import at_once
-from invariants import RANKS, check_books, check_trail
-from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
 import db
+from backstage import at_once, end_leases, end_time, initialize_before, look, references
+from invariants import RANKS, check_books, check_trail
+from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
 Psql = psycopg.Connection[dict[str, Any]]
 
@@ -222,6 +223,40 @@ def test_the_trail_says_who_changed_a_payment_and_why(shop: Shop, psql: Psql) ->
     assert (last["charged_minor"], last["refunded_minor"]) == (5000, 0)
 
 
+def last_change(psql: Psql, payment_id: str) -> tuple[str, str, str]:
+    last = trail(psql, payment_id)[-1]
+    return last["actor"], last["why"], last["to_status"]
+
+
+def test_the_trail_names_every_reason(shop: Shop, psql: Psql) -> None:
+    provider = shop.sandbox
+    declined = shop.created()
+    provider.decline(declined["reference"])
+    look(shop)
+    assert last_change(psql, declined["id"]) == ("worker", "declined", "pending")
+    end_time(shop.database_url, declined["id"])
+    look(shop)
+    assert last_change(psql, declined["id"]) == ("worker", "time_over", "failed")
+    underpaid = shop.created(customer_email="underpaid@example.com")
+    shop.pay(underpaid["reference"])
+    assert last_change(psql, underpaid["id"]) == ("webhook", "mismatch", "review")
+
+    words = {"status": False, "message": "Invalid Email Address Passed"}
+    provider.fault("initialize", "answer", effect=False, status=400, body=words)
+    assert shop.create().status_code == 422
+    (refused,) = psql.execute("SELECT id FROM payments WHERE status_reason = %s", [words["message"]]).fetchall()
+    assert last_change(psql, refused["id"]) == ("api", "refused", "failed")
+
+    provider.fault("initialize", "lost-request", times=2)
+    assert shop.create(key="one").status_code == 503
+    (walked,) = psql.execute("SELECT id, reference FROM payments WHERE checkout_url IS NULL AND status = 'pending'")
+    for reference in references(walked["reference"]):
+        initialize_before(provider, reference)
+    assert shop.create(key="one").status_code == 503
+    assert last_change(psql, walked["id"]) == ("api", "next_reference", "pending")
+    check_books(shop.database_url)
+
+
 def test_the_hashes_of_a_trail_can_be_computed_again_by_anybody(shop: Shop, psql: Psql) -> None:
     for _ in range(3):
         shop.pay(shop.created(customer_name="Жанна O'Neill")["reference"])
@@ -343,33 +378,39 @@ def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
     """A database that is set to serializable and to acknowledge what is not on disk yet."""
     for setting in ("default_transaction_isolation = 'serializable'", "synchronous_commit = 'off'"):
         psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}".encode())
-    shown = {"transaction_isolation": "read committed", "synchronous_commit": "on"}
+
+    def shown(conn: psycopg.Connection[Any]) -> list[str]:
+        names = "transaction_isolation", "synchronous_commit"
+        return [conn.execute(f"SHOW {name}".encode()).fetchall()[0][name] for name in names]
+
     with db.Database(database_url, 1) as database:
-        for name, value in shown.items():
-            alone = database.run(lambda conn, name=name: conn.execute(f"SHOW {name}").fetchone())  # type: ignore[misc]
-            within = database.transaction(
-                "worker",
-                "declined",
-                lambda conn, name=name: conn.execute(f"SHOW {name}").fetchone(),  # type: ignore[misc]
-            )
-            assert alone == within == {name: value}
+        assert database.run(shown) == ["read committed", "on"]
+        assert database.transaction("worker", "declined", shown) == ["read committed", "on"]
+
+
+def take(shop: Shop, key: bytes) -> str:
+    order = db.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
+    try:
+        db.reserve(shop.app.database, mode="test", key=key, order=order, lease_seconds=60, ttl_seconds=3600)
+    except db.InFlight:
+        return "in flight"
+    return "taken"
 
 
 def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(shop: Shop) -> None:
     """Many keys, for the moment in which the losers can fall over another constraint is short."""
-    order = db.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
-
-    def take(key: bytes) -> str:
-        try:
-            db.reserve(shop.app.database, mode="test", key=key, order=order, lease_seconds=60, ttl_seconds=3600)
-        except db.InFlight:
-            return "in flight"
-        return "taken"
-
     for number in range(150):
         key = db.key_of(f"order-{number}")
-        assert sorted(at_once([lambda key=key: take(key)] * 8)) == ["in flight"] * 7 + ["taken"]  # type: ignore[misc]
+        assert sorted(at_once([partial(take, shop, key)] * 8)) == ["in flight"] * 7 + ["taken"]
     assert len(check_books(shop.database_url)) == 150
+
+
+def test_of_eight_who_find_a_lease_over_one_takes_it_over(shop: Shop) -> None:
+    for number in range(20):
+        key = db.key_of(f"order-{number}")
+        assert take(shop, key) == "taken"
+        end_leases(shop.database_url)
+        assert sorted(at_once([partial(take, shop, key)] * 8)) == ["in flight"] * 7 + ["taken"]
 
 
 # Migrations

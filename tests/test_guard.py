@@ -1,5 +1,5 @@
 # ruff: noqa: F811  (fixtures are imported by their names)
-"""Who may ask, how often and from where: the token, the rate limit, proxies in front, shops that call from a browser."""
+"""Who may ask, how often and from where: the token, the rate limit, proxies in front, shops that call from pages."""
 
 import json
 import socket
@@ -10,13 +10,13 @@ from typing import Any
 
 import falcon.testing
 import pytest
-from backstage import at_once
-from shop import JSON, ORDER, PAYMENTS, WEBHOOK, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401
 
 import limits
 import paygate
 import settings
+from backstage import at_once
 from sandbox import Sandbox
+from shop import JSON, ORDER, PAYMENTS, WEBHOOK, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 INVALID = "{}"  # costs no database and no provider
@@ -192,9 +192,7 @@ def test_without_the_token_nothing_is_stored_and_the_provider_not_asked(open_sho
 def test_the_token_of_the_metrics_opens_no_payments(gate: OpenGate) -> None:
     closed = gate(API_TOKEN="open-sesame", METRICS_TOKEN="count")
     assert closed.post(Authorization="Bearer count").status_code == 401
-    assert (
-        closed.client.simulate_get("/metrics", headers={"Authorization": "Bearer open-sesame"}).status_code == 401
-    )
+    assert closed.client.simulate_get("/metrics", headers={"Authorization": "Bearer open-sesame"}).status_code == 401
 
 
 # TRUSTED_PROXIES
@@ -230,6 +228,7 @@ def test_a_request_that_came_past_the_proxies_counts_for_its_own_address(gate: O
 
 def test_two_headers_are_read_as_one_list(database_url: str, sandbox: Sandbox, tmp_path: Path) -> None:
     with Server(database_url, sandbox, tmp_path, RATE_LIMIT="1/hour", TRUSTED_PROXIES="1", RUN_WORKER="0") as server:
+
         def post(*forwarded: str) -> bytes:
             lines = "".join(f"X-Forwarded-For: {each}\r\n" for each in forwarded)
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
@@ -299,7 +298,8 @@ def test_errors_can_be_read_too(gate: OpenGate) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example.com", "http://shop.example.com", f"{SHOP}.evil.example.com", f"{SHOP}:8443", "null"]
+    "origin",
+    ["https://evil.example.com", "http://shop.example.com", f"{SHOP}.evil.example.com", f"{SHOP}:8443", "null"],
 )
 def test_other_origins_may_not(gate: OpenGate, origin: str) -> None:
     closed = gate(CORS_ORIGINS=SHOP)

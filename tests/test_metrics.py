@@ -12,12 +12,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from backstage import age, end_time, look, seconds_of, worker_of
+
+import paygate
+from backstage import end_time, look, seconds_of, worker_of
 from merchant import Merchant, merchant, status  # noqa: F401
 from shop import ROOT, Shop, open_shop, sandbox  # noqa: F401
-
-import db
-import paygate
 
 TOKEN = {"METRICS_TOKEN": "count"}
 BEARER = {"Authorization": "Bearer count"}
@@ -226,7 +225,8 @@ def test_counting_200_000_payments_takes_no_longer_than_counting_those_of_a_day(
 FILL = [
     """
     INSERT INTO payments (id, mode, status, amount_minor, currency, reference, charge_reference, charged_minor,
-                          customer_name, customer_email, customer_phone, location, source, created_at, expires_at, paid_at)
+                          customer_name, customer_email, customer_phone, location, source, created_at, expires_at,
+                          paid_at)
     SELECT 'PAY-' || lpad(n::text, 26, '0'), 'test', CASE WHEN paid THEN 'completed' ELSE 'pending' END, 5000, 'NGN',
            'PG-' || lpad(n::text, 26, '0'), CASE WHEN paid THEN 'PG-' || lpad(n::text, 26, '0') END,
            CASE WHEN paid THEN 5000 ELSE 0 END, 'John Doe', 'john@example.com', '2348012345678', 'Lagos', 'api',

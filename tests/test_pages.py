@@ -514,6 +514,25 @@ def test_a_link_with_a_part_twice_is_refused(counter: Shop) -> None:
     assert only_payment(counter)["amount_minor"] == 7500
 
 
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("amount", "1,500"),
+        ("amount", ""),
+        ("amount", "1.005"),
+        ("currency", "USD"),
+        ("description", "x" * 201),
+        ("order", "4084 0840 8408 4081"),
+        ("order", "a\nb"),
+        ("expires", "tomorrow"),
+    ],
+)
+def test_what_would_keep_customers_from_paying_is_told_when_a_link_is_made(shop: Shop, member: str, value: str) -> None:
+    made = {"amount": "75.00", "currency": "NGN", "description": "A hat", "order": "1001", "expires": in_an_hour()}
+    assert Link(**made).problems(shop.settings) == {}
+    assert list(Link(**{**made, member: value}).problems(shop.settings)) == [member]
+
+
 def test_a_part_of_a_signature_is_none(shop: Shop) -> None:
     query = link(shop)
     for signature in ("", "0" * 40, query.rpartition("=")[2][:39], query.rpartition("=")[2].upper(), "é", "\ud800"):
@@ -633,7 +652,7 @@ def test_an_order_that_could_not_be_opened_goes_on_where_it_stopped(shop: Shop) 
     shop.sandbox.fault("initialize", "lost-request", times=2)
     Page(send(shop, form(shop, query)), 503)
     page = form(shop, query)
-    assert "You have begun this payment" in page.text
+    assert "You have started this payment before" in page.text
     assert set(page.fields) == {"key", "amount", "currency", "description", "order", "signature"}
     assert went_to(send(shop, page)) == only_payment(shop)["checkout_url"]
 

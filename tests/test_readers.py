@@ -7,10 +7,10 @@ from pathlib import Path
 
 import falcon.testing
 import pytest
-from backstage import at_once, end_time, look, meanwhile, seconds_of, worker_of
-from shop import PAYMENTS, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401
 
+from backstage import at_once, end_time, look, meanwhile, seconds_of, worker_of
 from sandbox import Sandbox
+from shop import PAYMENTS, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401
 
 
 def wait_for(shop: Shop, payment_id: str, prefer: str) -> tuple[falcon.testing.Result, float]:
@@ -78,7 +78,8 @@ def test_above_30_seconds_it_is_30(shop: Shop, prefer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefer", ["wait=1", "WAIT = 1", 'wait="1"', "wait=01", "respond-async, wait=1", "wait=1; x=y, z", "foo=bar,wait=1,"]
+    "prefer",
+    ["wait=1", "WAIT = 1", 'wait="1"', "wait=01", "respond-async, wait=1", "wait=1; x=y, z", "foo=bar,wait=1,"],
 )
 def test_the_preference_may_be_written_in_every_way_that_rfc_7240_allows(shop: Shop, prefer: str) -> None:
     assert wait_for(shop, shop.created()["id"], prefer)[0].headers["Preference-Applied"] == "wait=1"

@@ -4,7 +4,7 @@
 import functools
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -15,11 +15,13 @@ import db
 import paystack
 from backstage import at_once, look, meanwhile, worker_of
 from invariants import check_books
+from relay import Relay
 from sandbox import Sandbox
 from shop import Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from till import Done, Till, open_till, paid, till  # noqa: F401  # fixtures
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
+COMMIT = b"COMMIT\0"  # and not that of READ COMMITTED
 SECOND_CALL = 10
 """A seed with which a fault that meets a call with probability 0.5 meets the second one, and not the first."""
 
@@ -356,15 +358,63 @@ def test_one_refund_that_the_provider_does_not_know_holds_up_no_other(shop: Shop
     assert shop.get(second["id"])["status"] == "refunded"
 
 
-# Killed at each step
+# Killed, or cut off, at each step
+
+
+@pytest.fixture
+def relay(database_url: str) -> Iterator[Relay]:
+    with Relay(database_url) as relay:
+        yield relay
 
 
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], object]) -> None:
     try:
-        wait_until(reached)
+        wait_until(reached, 40)
     finally:
         process.kill()
         process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_around_the_commit_nothing_was_asked_for(
+    shop: Shop, sandbox: Sandbox, till: Till, relay: Relay, after: bool
+) -> None:
+    payment = paid(shop)
+    moment = relay.after(COMMIT) if after else relay.before(COMMIT)
+    process = till.start("refund", payment["id"], env={"DATABASE_URL": relay.url})
+    kill_when(process, moment.reached.is_set)
+    moment.over.set()
+    assert (statuses(shop), sandbox.calls("refund")) == (["unanswered"] if after else [], 0)
+    age(shop, 33 * MINUTE)
+    seek(shop)
+    till.did("refund", payment["id"])
+    assert len(sandbox.refunds()) == 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("again", [(), ("--again",)])
+def test_a_commit_whose_reply_is_lost_makes_one_refund(
+    shop: Shop, sandbox: Sandbox, till: Till, relay: Relay, after: bool, again: tuple[str, ...]
+) -> None:
+    payment = paid(shop)
+    moment = relay.after(COMMIT) if after else relay.before(COMMIT)
+    moment.over.set()
+    till.did("refund", payment["id"], "--amount", "20", *again, DATABASE_URL=relay.url)
+    assert moment.reached.is_set()
+    assert (statuses(shop), sandbox.calls("refund")) == (["pending"], 1)
+
+
+def test_a_database_that_goes_before_the_answer_is_stored_says_where_to_look(
+    shop: Shop, sandbox: Sandbox, till: Till, relay: Relay
+) -> None:
+    payment = paid(shop)
+    for _ in range(3):  # each try to store it
+        relay.before(b"FROM charges\n         WHERE mode =").over.set()
+    done = till.run("refund", payment["id"], DATABASE_URL=relay.url)
+    assert done.status == 1
+    assert f"never asked for twice: manage.py show {payment['id']}" in done.err
+    seek(shop)
+    assert (statuses(shop), sandbox.calls("refund")) == (["pending"], 1)
 
 
 def test_killed_before_the_provider_took_it_it_is_not_made(shop: Shop, sandbox: Sandbox, till: Till) -> None:
@@ -387,14 +437,14 @@ def test_killed_before_the_answer_came_it_is_found(shop: Shop, sandbox: Sandbox,
     assert (statuses(shop), len(sandbox.refunds())) == (["pending"], 1)
 
 
-def test_killed_before_the_answer_was_stored_it_is_found(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+def test_killed_before_the_answer_was_stored_it_is_found(
+    shop: Shop, sandbox: Sandbox, till: Till, relay: Relay
+) -> None:
     payment = paid(shop)
-    sandbox.fault("refund", "time-out", seconds=0.5)
-    process = till.start("refund", payment["id"])
-    wait_until(sandbox.refunds)
-    with psycopg.connect(shop.database_url) as conn:  # the answer waits for the payment's lock
-        conn.execute("SELECT FROM payments WHERE id = %s FOR UPDATE", (payment["id"],))
-        kill_when(process, lambda: shop.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+    moment = relay.before(b"FROM charges\n         WHERE mode =")
+    process = till.start("refund", payment["id"], env={"DATABASE_URL": relay.url})
+    kill_when(process, moment.reached.is_set)
+    moment.over.set()
     seek(shop)
     assert (statuses(shop), len(sandbox.refunds())) == (["pending"], 1)
     assert sandbox.calls("refund") == 1
@@ -409,7 +459,7 @@ def test_an_event_without_an_id_before_our_own_answer_makes_no_second_refund(
     payment = paid(shop)
     sandbox.fault("refund", "time-out", seconds=1.0)
     with meanwhile(lambda: till.shell("refund", payment["id"], "--amount", "20")) as done:
-        wait_until(sandbox.refunds)
+        wait_until(sandbox.refunds, 40)
         assert shop.deliver(payment["reference"], "refund.pending").status_code == 200
         look(shop)
         assert statuses(shop) == ["pending"]

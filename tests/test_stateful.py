@@ -5,12 +5,21 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import hypothesis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, get_state_machine_test, initialize, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    get_state_machine_test,
+    initialize,
+    multiple,
+    precondition,
+    rule,
+)
 
 from backstage import at_once, end_time, fresh_seed, look
 from invariants import check_books
@@ -217,7 +226,7 @@ def test_events_in_any_order_end_in_the_models_state(shop: Shop) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    test = get_state_machine_test(lambda: Trade(shop), settings=options)  # type: ignore[arg-type, return-value]
+    test = get_state_machine_test(lambda: Trade(shop), settings=options)  # type: ignore[arg-type]
     hypothesis.seed(fresh_seed())(test)()
     rows = check_books(shop.database_url)
     print(f"{dict(Trade.events)} events of {len(rows)} payments")
@@ -241,7 +250,7 @@ def test_a_thousand_events_at_once_end_in_the_models_state(shop: Shop) -> None:
     def send(share: int) -> Counter[int]:
         return Counter(shop.webhook(*post).status_code for post in posts[share::8])
 
-    answers = sum(at_once([lambda share=share: send(share) for share in range(8)]), Counter())  # type: ignore[misc]
+    answers = sum(at_once([partial(send, share) for share in range(8)]), Counter())
     assert answers == {401: 2 * len(payments), 200: len(posts) - 2 * len(payments)}
     expected: set[tuple[str, str]] = set()
     rows = {row["id"]: row for row in check_books(shop.database_url)}

@@ -1,14 +1,23 @@
 """The torture in its short form, and what it found, each as small as it can be had."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import db
-from backstage import at_once
-from shop import ROOT
+import embedded
+from backstage import at_once, meanwhile
+from sandbox import Sandbox
+from shop import ROOT, Server, sandbox, wait_until  # noqa: F401  # a fixture
 
 
 def test_nothing_is_lost_doubled_stuck_or_wrong_while_everything_breaks(tmp_path: Path) -> None:
@@ -58,3 +67,98 @@ def test_requests_with_one_key_at_the_same_moment_meet_each_other_and_no_error(d
             key = db.key_of(f"key-{number}")
             took = at_once([lambda key=key: reserve(database, key)] * 4)
             assert sorted(took) == [False, False, False, True]
+
+
+@pytest.fixture
+def served(database_url: str, sandbox: Sandbox, tmp_path: Path) -> Iterator[Server]:  # noqa: F811
+    """One process with four threads."""
+    with Server(database_url, sandbox, tmp_path, THREADS="4") as server:
+        yield server
+
+
+def seconds_of_health(server: Server) -> float:
+    begun = time.monotonic()
+    assert server.request("GET", "/healthz").status_code == 200
+    return time.monotonic() - begun
+
+
+def test_clients_that_never_close_their_connection_hold_up_nobody(served: Server) -> None:
+    """Each of them may take 2 seconds to read its answer; nobody waits for that."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 10))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+        assert seconds_of_health(served) < 1
+
+
+def test_a_byte_now_and_then_ends_after_the_time_of_a_request(served: Server) -> None:
+    """As many such clients as there are threads; each stays within the time-out of a single read."""
+    head = b"POST /api/v1/webhooks/paystack HTTP/1.1\r\nHost: x\r\n"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 10)) for _ in range(4)]
+        for client in clients[:2]:
+            client.sendall(head + b"X-Slow: ")
+        for client in clients[2:]:
+            client.sendall(head + b"Content-Length: 100\r\n\r\n")
+        stopping = threading.Event()
+
+        def drip() -> None:
+            while not stopping.wait(1):
+                for client in clients:
+                    with contextlib.suppress(OSError):
+                        client.sendall(b"x")
+
+        with meanwhile(drip):
+            try:
+                assert seconds_of_health(served) < 14
+            finally:
+                stopping.set()
+
+
+def test_a_transfer_encoding_that_nobody_knows_is_the_clients_error(served: Server) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), 10) as client:
+        client.sendall(b"POST /api/v1/payments HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: zipped\r\n\r\n0\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "bad_request"' in answer
+
+
+def test_while_the_database_says_nothing_most_are_refused_at_once_and_all_served_after(
+    cluster: embedded.Cluster,
+) -> None:
+    """Or each thread of a process would soon wait for it, and none be left to say that the process lives."""
+    db.migrate(cluster.url)
+    with db.Database(cluster.url, 2) as database:
+        assert db.is_ready(database)
+        pid = cluster.pid
+        assert pid is not None
+        pids = [pid, *(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        for each in pids:
+            os.kill(each, signal.SIGSTOP)
+        try:
+            with pytest.raises(db.Unavailable):
+                db.is_ready(database)
+
+            def ask() -> float:
+                begun = time.monotonic()
+                with pytest.raises(db.Unavailable):
+                    db.find_payment(database, "PAY-00000000000000000000000000")
+                return time.monotonic() - begun
+
+            waited = sorted(at_once([ask] * 10))
+            assert waited[7] < 0.5
+            assert 4 < waited[9] < 7
+        finally:
+            for each in pids:
+                os.kill(each, signal.SIGCONT)
+        wait_until(lambda: is_found_missing(database), 10)
+        assert all(at_once([lambda: is_found_missing(database)] * 10))
+
+
+def is_found_missing(database: db.Database) -> bool:
+    """Whether the database answers that there is no such payment."""
+    try:
+        return db.find_payment(database, "PAY-00000000000000000000000000") is None
+    except db.Unavailable:
+        return False

@@ -1,4 +1,4 @@
-# ruff: noqa: F811  (fixtures are imported by their names)
+# ruff: noqa: F811  (fixtures are imported by their names; the SQL is written here)
 """The background loops: a payment is found with no webhook at all, no silence ends it, and nothing is done twice."""
 
 import os
@@ -43,6 +43,16 @@ def working(shop: Shop, **settings: str) -> Iterator[worker.Worker]:
         yield background
     finally:
         background.stop()
+
+
+def refuse_charges(shop: Shop, when: str = "true") -> None:
+    """As if applying a charge met a bug: the database refuses to take it."""
+    shop.sql(
+        f"""
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$;
+        CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION fail()
+        """
+    )
 
 
 # What is found
@@ -122,8 +132,7 @@ def test_an_event_whose_first_handling_failed_is_applied_later(shop: Shop) -> No
     """Whatever made it fail: here the database refuses the charge for a while."""
     payment = shop.created()
     shop.sandbox.pay(payment["reference"])
-    shop.sql("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$")
-    shop.sql("CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION fail()")
+    refuse_charges(shop)
     assert [shop.deliver(payment["reference"]).status_code for _ in range(2)] == [200, 200]
     assert shop.sql("SELECT outcome, deliveries, body IS NOT NULL AS whole FROM provider_events") == [
         {"outcome": "received", "deliveries": 2, "whole": True}
@@ -142,8 +151,7 @@ def test_an_event_whose_first_handling_failed_is_applied_later(shop: Shop) -> No
 def test_a_repeated_event_whose_first_handling_failed_is_handled(shop: Shop) -> None:
     payment = shop.created()
     shop.sandbox.pay(payment["reference"])
-    shop.sql("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$")
-    shop.sql("CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW EXECUTE FUNCTION fail()")
+    refuse_charges(shop)
     assert shop.deliver(payment["reference"]).status_code == 200
     shop.sql("DROP TRIGGER a_bug ON charges")
     assert shop.deliver(payment["reference"]).status_code == 200
@@ -393,13 +401,13 @@ def test_a_provider_that_asks_for_a_pause_gets_it_and_then_goes_on_with_all(open
     for payment in payments:
         shop.sandbox.pay(payment["reference"])
     shop.sandbox.fault("list-transactions", "empty-list", times=None)
-    shop.sandbox.fault("verify", "429-retry-after", retry_after=2)
+    shop.sandbox.fault("verify", "429-retry-after", retry_after=3)
     make_due(shop.database_url)
     with working(shop):
         wait_until(lambda: shop.sandbox.calls("verify") == 1)
         time.sleep(1.5)
         assert shop.sandbox.calls("verify") == 1
-        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) >= 2, 4)
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) >= 2, 5)
 
 
 def test_a_worker_touches_payments_of_its_own_mode_only(shop: Shop, database_url: str) -> None:
@@ -423,11 +431,7 @@ def test_one_payment_that_cannot_be_stored_holds_up_no_other(shop: Shop) -> None
     payments = [shop.created() for _ in range(3)]
     for payment in payments:
         shop.sandbox.pay(payment["reference"])
-    shop.sql("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$")
-    shop.sql(
-        "CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW "
-        f"WHEN (NEW.payment_id = '{payments[0]['id']}') EXECUTE FUNCTION fail()"
-    )
+    refuse_charges(shop, f"NEW.payment_id = '{payments[0]['id']}'")
     shop.sql("UPDATE payments SET look_at = created_at")
     background = worker_of(shop)
     rounds = threading.Thread(target=background.repeat, args=(background.look,))

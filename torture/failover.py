@@ -27,7 +27,7 @@ from torture.faults import frozen
 from torture.people import Findings, People
 from torture.stage import Stage, ask, children_of, free_port, send, temporary_folder
 
-HOME = embedded.SHARED / "failover" if os.geteuid() == 0 else Path.home() / ".cache" / "paygate-failover"
+HOME = Path("/var/lib/paygate-failover") if os.geteuid() == 0 else Path.home() / ".cache" / "paygate-failover"
 PATRONI = "patroni[etcd3]==4.1.5", "psycopg[binary]"
 TTL_SECONDS = 20
 LONGEST_SECONDS = 30

@@ -286,8 +286,13 @@ class People:
         """A refund by the command line, in a process of its own that is sometimes killed; or one in the dashboard."""
         with self.lock:
             paid = [sale for sale in self.sales[-400:] if sale.rank >= 3]
+            reviewed = [sale for sale in self.sales[-400:] if sale.status == "review"]
         if not paid:
             self.stopping.wait(0.5)
+            return
+        if reviewed and dice.random() < 0.15:
+            decision = dice.choice(("accept", "accept", "reject"))
+            self.command(dice, "resolve", str(dice.choice(reviewed).id), decision, "--reason", "seen")
             return
         sale = dice.choice(paid)
         if dice.random() < 0.05:
@@ -300,8 +305,19 @@ class People:
 
     def refund(self, sale: Sale, amount: str | None, dice: random.Random) -> None:
         part = ["--amount", amount] if amount else []
+        printed, status = self.command(dice, "refund", str(sale.id), *part, "--json")
+        told = json.loads(printed) if printed.endswith("}\n") else None
+        if told is not None:
+            with self.lock:
+                self.refunds.append(told)
+            self.findings.count(f"refund {'asked for already' if told['is_repetition'] else told['status']}")
+        elif status == 1:
+            self.findings.count("refund impossible")
+
+    def command(self, dice: random.Random, name: str, *arguments: str) -> tuple[str, int]:
+        """What a command prints, and its status. One in ten is killed somewhere on its way."""
         process = subprocess.Popen(
-            [sys.executable, "manage.py", "refund", str(sale.id), *part, "--yes", "--json", "--by", "torture"],
+            [sys.executable, "manage.py", name, *arguments, "--yes", "--by", "torture"],
             cwd=ROOT,
             env=self.stage.command_env,
             stdin=subprocess.DEVNULL,
@@ -315,16 +331,7 @@ class People:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             printed, complaint = process.communicate()
-        told = json.loads(printed) if printed.strip() else None
-        if process.returncode < 0:
-            outcome = "killed"
-        elif told is None:
-            outcome = "impossible"
-        else:
-            outcome = "asked for already" if told["is_repetition"] else told["status"]
-        self.findings.count(f"refund {outcome}")
-        if told is not None:
-            with self.lock:
-                self.refunds.append(told)
+        self.findings.count(f"{name}: {'killed' if process.returncode < 0 else f'status {process.returncode}'}")
         if process.returncode not in (0, 1, -signal.SIGKILL) or "Traceback" in complaint:
-            self.findings.add("wrong", f"refund of {sale.id} ended with {process.returncode}: {complaint[-500:]}")
+            self.findings.add("wrong", f"{name} {arguments} ended with {process.returncode}: {complaint[-500:]}")
+        return printed, process.returncode

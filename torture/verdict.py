@@ -196,7 +196,8 @@ def states_of(payment: Json, charge: Json | None, refunded: int) -> tuple[str, .
         return "failed", "expired"
     asked = payment["amount_minor"] if charge["requested_minor"] is None else charge["requested_minor"]
     pays = (asked, charge["currency"]) == (payment["amount_minor"], payment["currency"])
-    if not (pays and charge["amount_minor"] >= payment["amount_minor"]):
+    pays = payment["accepted_by"] is not None or (pays and charge["amount_minor"] >= payment["amount_minor"])
+    if not pays:
         return ("refunded",) if refunded >= charge["amount_minor"] else ("review", "refunded")
     if refunded >= min(payment["amount_minor"], charge["amount_minor"]):
         return ("refunded",)

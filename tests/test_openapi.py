@@ -1,0 +1,463 @@
+# ruff: noqa: F811  (fixtures are imported by their names)
+"""The description of the API: true in every rule, example and code, and a page that anyone can read."""
+
+import copy
+import html.parser
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import falcon.inspect
+import jsonschema
+import pytest
+
+import money
+import orders
+from backstage import end_time, look
+from errors import PROBLEMS
+from merchant import Merchant, merchant  # noqa: F401
+from sandbox import Sandbox
+from shop import ORDER, ROOT, SECRET_KEY, Server, Shop, open_shop, sandbox, shop  # noqa: F401
+from test_notifications import deliver, give_back
+
+DESCRIPTION: dict[str, Any] = json.loads((ROOT / "pages/openapi.json").read_text())
+SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
+RETURN_URL_ORIGINS = "https://shop.example.com"
+ALL_CURRENCIES = ",".join(money.CURRENCIES)
+
+
+def validator(schema: dict[str, Any]) -> jsonschema.protocols.Validator:
+    """For a schema of the description, or one that refers to its components."""
+    whole = {**schema, "components": DESCRIPTION["components"]}
+    return jsonschema.Draft202012Validator(whole, format_checker=jsonschema.FormatChecker())
+
+
+def followed(value: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in value:
+        found: Any = DESCRIPTION
+        for name in value["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        value = found
+    return value
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in DESCRIPTION["paths"].items():
+        for method, operation in methods.items():
+            yield path, method.upper(), operation
+
+
+def responses() -> Iterator[tuple[int, dict[str, Any]]]:
+    for *_, operation in operations():
+        for status, response in operation["responses"].items():
+            yield int(status), followed(response)
+    yield 405, DESCRIPTION["components"]["responses"]["MethodNotAllowed"]
+
+
+# The description and the server
+
+
+def test_the_server_keeps_what_the_description_promises(database_url: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    """schemathesis, with all its checks: some 900 requests, right ones and wrong ones. See schemathesis.toml."""
+    tokens = {"API_TOKEN": "open-sesame", "METRICS_TOKEN": "count", "RETURN_URL_ORIGINS": RETURN_URL_ORIGINS}
+    how = {"CURRENCIES": ALL_CURRENCIES, "PAY_FORM": "on", "THREADS": "16", "RUN_WORKER": "0"}
+    with Server(database_url, sandbox, tmp_path, **tokens, **how) as server:
+        program = Path(sys.executable).with_name("st")
+        done = subprocess.run(
+            [
+                *(program, "--config-file", ROOT / "tests/schemathesis.toml", "--no-color"),
+                *("run", f"{server.url}/api/v1/openapi.json", "--checks", "all", "--seed", "1"),
+            ],
+            cwd=tmp_path,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "PYTHONPATH": str(ROOT / "tests"),
+                "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+                "PAYSTACK_SECRET_KEY": SECRET_KEY,
+                **tokens,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No issues found" in done.stdout
+    assert f"Tested: {len(list(operations()))}" in done.stdout
+
+
+def test_each_route_of_the_app_is_described_with_its_methods_and_no_other(shop: Shop) -> None:
+    routes = {
+        route.path: {method.method for method in route.methods if not method.internal}
+        for route in falcon.inspect.inspect_routes(shop.app)
+        if not route.path.endswith((".css", ".js", ".svg"))  # what pages are made of
+    }
+    described = {path: {method.upper() for method in methods} for path, methods in DESCRIPTION["paths"].items()}
+    assert described == routes
+
+
+def test_each_code_is_described_with_its_status_and_no_other() -> None:
+    assert SCHEMAS["Problem"]["properties"]["code"]["enum"] == list(PROBLEMS)
+    described: dict[str, int] = {}
+    for status, response in responses():
+        if "application/json" in response["content"] if "content" in response else False:
+            for part in response["content"]["application/json"]["schema"].get("allOf", []):
+                for code in part.get("properties", {}).get("code", {}).get("enum", []):
+                    described[code] = status
+        for code in re.findall(r"`(link_\w+)`", response["description"]):  # on pages for people
+            described[code] = status
+    assert described == {code: status for code, (status, _) in PROBLEMS.items()}
+
+
+def test_each_example_of_an_error_says_what_the_server_says() -> None:
+    seen = set()
+    for status, response in responses():
+        for name, example in response.get("content", {}).get("application/json", {}).get("examples", {}).items():
+            problem = example["value"]
+            assert (name, (status, problem["message"])) == (problem["code"], PROBLEMS[problem["code"]])
+            seen.add(name)
+    assert seen == {code for code in PROBLEMS if not code.startswith("link_")}
+
+
+def test_each_example_keeps_the_rules() -> None:
+    checked = 0
+    contents = [response["content"] for _, response in responses() if "content" in response]
+    hooks = [methods["post"] for methods in DESCRIPTION["webhooks"].values()]
+    contents += [
+        op["requestBody"]["content"] for op in [*(op for *_, op in operations()), *hooks] if "requestBody" in op
+    ]
+    for content in contents:
+        for body in content.values():
+            shown = [each["value"] for each in body.get("examples", {}).values()]
+            for example in [*shown, *([body["example"]] if "example" in body else [])]:
+                validator(body["schema"]).validate(example)
+                checked += 1
+    assert checked > 20
+
+
+def test_each_example_of_a_payment_can_be_sent_as_it_is(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop(RETURN_URL_ORIGINS=RETURN_URL_ORIGINS)
+    content = DESCRIPTION["paths"]["/api/v1/payments"]["post"]["requestBody"]["content"]["application/json"]
+    for example in content["examples"].values():
+        assert shop.post(json.dumps(example["value"])).status_code == 201
+
+
+def test_its_fields_are_those_that_are_read(shop: Shop) -> None:
+    assert list(SCHEMAS["NewPayment"]["properties"]) == list(orders.FIELDS)
+    missing = shop.post("{}").json["errors"]
+    assert sorted(SCHEMAS["NewPayment"]["required"]) == sorted(missing)
+
+
+def test_its_currencies_are_those_that_are_taken() -> None:
+    assert SCHEMAS["NewPayment"]["properties"]["currency"]["enum"] == [*money.CURRENCIES, None]
+    assert SCHEMAS["Payment"]["properties"]["currency"]["enum"] == list(money.CURRENCIES)
+
+
+LONG = "x" * 63
+VALUES: dict[str, list[object]] = {
+    "customer_name": [
+        *("", " ", "J", " J ", "x" * 100, "x" * 101, " " * 50 + "x" * 100 + " " * 50, "\u3000J\u3000", "\u3000"),
+        *(
+            "a\nb",
+            "a\x00b",
+            "a\tb",
+            "\x7f",
+            "a\u2028b",
+            "a\u202eb",
+            "a\u2066b",
+            "a\u2069",
+            "Ünal 😀",
+            "\u00ad",
+            5,
+            None,
+            [],
+        ),
+    ],
+    "customer_email": [
+        *("john@example.com", "a@b.c", "john@example", "@example.com", "john@", "john", "a@b@c.d", "a@.c", "a@b.", ""),
+        *("a@b..c", "a b@c.d", "a@b c.d", "a\u00a0@c.d", "a@b.c\n", "a\u202e@c.d", f"{'x' * 242}@example.com", None, 5),
+        *(f"{'x' * 243}@example.com", "ü@exämple.com", "a..b@c.d"),
+    ],
+    "customer_phone": [
+        *("+234 801 234 5678", "1234567", "123456", "1" * 15, "1" * 16, "(0801) 234-5678", "[080]1.234.5678", "", "+"),
+        *(
+            "++2348012345",
+            "+-2348012345",
+            "-+2348012345",
+            "234+8012345",
+            "080123456a",
+            "٠٨٠١٢٣٤٥٦٧",
+            "08012345 ",
+            8012345678,
+        ),
+        *("0801\u00a02345678", "0801\t2345678", None),
+    ],
+    "location": ["", "Lagos", "x" * 120, "x" * 121, "a\r", None],
+    "description": ["", " ", None, "x" * 200, "x" * 201, " " + "x" * 200 + " ", "a\nb", 5],
+    "metadata": [
+        *(None, {}, [], "x", {"a": "b"}, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"": ""}, {"a": "x" * 500}),
+        *(
+            {"a": "x" * 501},
+            {str(n): "" for n in range(20)},
+            {str(n): "" for n in range(21)},
+            {"a\n": ""},
+            {"a": "\u2028"},
+        ),
+    ],
+    "return_url": [
+        *(None, "", f"{RETURN_URL_ORIGINS}/x", RETURN_URL_ORIGINS, f"{RETURN_URL_ORIGINS}/{'x' * 1975}", "/x", "x", 5),
+        *(
+            f"{RETURN_URL_ORIGINS}/{'x' * 1976}",
+            f"{RETURN_URL_ORIGINS}/a b",
+            f"{RETURN_URL_ORIGINS}/ü",
+            "ftp://x.example",
+        ),
+        *(f"{RETURN_URL_ORIGINS}/\\x", "https://"),
+    ],
+    "currency": [*money.CURRENCIES, None, "", "ngn", "EUR", 5],
+    "amount": [
+        *(50, 49, "50", "49.99", "50.0", "50.00", "50.001", "050", ".5", "5.", "+50", "-50", " 50", "", "50,00", "1e2"),
+        *(999999999999, 1000000000000, "999999999999.99", "1000000000000", 50.5, 1.25, None, True, [], {}, "٥٠"),
+    ],
+    "zebedee": ["x", None],
+}
+
+
+def test_what_the_schema_takes_the_server_takes_and_the_other_way_round(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop(RETURN_URL_ORIGINS=RETURN_URL_ORIGINS, CURRENCIES=ALL_CURRENCIES)
+    schema = validator(SCHEMAS["NewPayment"])
+    for name, values in VALUES.items():
+        for value in values:
+            order = {**ORDER, name: value, **({"amount": 1000} if name == "currency" else {})}
+            is_valid = schema.is_valid(order)
+            answer = shop.post(json.dumps(order))
+            assert (answer.status_code == 201) == is_valid, f"{name} {value!r}: {answer.text}"
+            assert is_valid or list(answer.json["errors"]) == [name]
+
+
+@pytest.mark.parametrize("currency", [*money.CURRENCIES, None])
+def test_amounts_are_described_for_each_currency(open_shop: Callable[..., Shop], currency: str | None) -> None:
+    shop = open_shop(CURRENCIES=ALL_CURRENCIES)
+    schema = validator(SCHEMAS["NewPayment"])
+    least = money.render(money.CURRENCIES[currency or "NGN"].minimum_minor, currency or "NGN")
+    amounts = [least, str(float(least) - 0.01), "0.05", "0.1", "0.10", "1", "1.5", "1.50", "2", "2.99", "3", "9", "10"]
+    amounts += ["49", "50", "99", "100", "100.5", "100.55", "100.555", "999999999999", "999999999999.99", "0"]
+    for text in amounts:
+        for value in (text, json.loads(text)):
+            order = {**ORDER, "amount": value, "currency": currency}
+            answer = shop.post(json.dumps(order))
+            assert (answer.status_code == 201) == schema.is_valid(order), f"{value!r} {currency}: {answer.text}"
+
+
+@pytest.mark.parametrize(
+    ("key", "is_valid"),
+    [
+        *(
+            (key, True)
+            for key in ("k", "x" * 255, "!#$%&'()*+-./:;<=>?@[]^_`{|}~\\", '"k"', '"a,b"', '"a\\"b"', '"\\\\"')
+        ),
+        *((key, False) for key in ("", "a b", "x" * 256, 'a"b', "a,b", '""', '"a', 'a"', '"a b"', "ü", '"\\a"')),
+    ],
+)
+def test_keys_are_described_as_they_are_read(shop: Shop, key: str, is_valid: bool) -> None:
+    schema = DESCRIPTION["components"]["parameters"]["IdempotencyKey"]["schema"]
+    assert validator(schema).is_valid(key) == is_valid
+    assert (shop.create(key).status_code == 201) == is_valid
+
+
+def test_payments_in_each_state_are_described(shop: Shop) -> None:
+    schema = validator(SCHEMAS["Payment"])
+    seen = set()
+    for told in payments_of_all_states(shop):
+        schema.validate(told)
+        seen.add(told["status"])
+    assert seen == set(SCHEMAS["Status"]["enum"])
+    known = shop.sql("SELECT s FROM unnest(%s::text[]) s WHERE payment_rank(s) IS NULL", SCHEMAS["Status"]["enum"])
+    assert known == []
+
+
+def payments_of_all_states(shop: Shop) -> Iterator[dict[str, Any]]:
+    yield shop.created()
+    for email in ("john@example.com", "underpaid@example.com"):
+        payment = shop.created(customer_email=email)
+        shop.pay(payment["reference"])
+        yield shop.get(payment["id"])
+    for amount in (1000, 5000):
+        payment = shop.created()
+        shop.pay(payment["reference"])
+        give_back(shop, payment["reference"], amount)
+        yield shop.get(payment["id"])
+    for decline in (False, True):
+        payment = shop.created()
+        if decline:
+            shop.sandbox.decline(payment["reference"])
+            look(shop)
+            yield shop.get(payment["id"])
+        end_time(shop.database_url, payment["id"])
+        look(shop)
+        yield shop.get(payment["id"])
+
+
+def test_a_payment_against_its_description_is_found_out() -> None:
+    """What the schema of answers is worth: each of these would be a bug."""
+    example = DESCRIPTION["paths"]["/api/v1/payments/{payment_id}"]["get"]["responses"]["200"]["content"]
+    payment = example["application/json"]["example"]["payment"]
+    schema = validator(SCHEMAS["Payment"])
+    assert schema.is_valid(payment)
+    for wrong in (
+        *(
+            {"checkout_url": "https://checkout.paystack.com/x"},
+            {"paid_at": None},
+            {"status": "pending"},
+            {"status": "paid"},
+        ),
+        *({"amount": "50.00"}, {"amount": 0}, {"id": "PAY-123"}, {"customer_phone": "1234567"}, {"currency": "ngn"}),
+        *({"created_at": "2026-01-31T12:00:00+01:00"}, {"mode": None}, {"refunded_amount": -1}),
+    ):
+        assert not schema.is_valid({**payment, **wrong}), wrong
+    for name in payment:
+        assert not schema.is_valid({other: value for other, value in payment.items() if other != name})
+
+
+def test_notifications_are_described(open_shop: Callable[..., Shop], merchant: Merchant) -> None:
+    shop = open_shop(**merchant.settings)
+    hook = DESCRIPTION["webhooks"]["notification"]["post"]
+    schema = validator(hook["requestBody"]["content"]["application/json"]["schema"])
+    for _ in payments_of_all_states(shop):
+        pass
+    shop.sandbox.charge_elsewhere("PG-" + "0" * 26)
+    shop.deliver("PG-" + "0" * 26)
+    deliver(shop)
+    for told in merchant.received:
+        schema.validate(told.json)
+        for parameter in hook["parameters"]:
+            validator(parameter["schema"]).validate(told.headers[parameter["name"]])
+    assert set(SCHEMAS["Notification"]["properties"]["type"]["enum"]) == set(merchant.types)
+
+
+def test_all_kinds_of_incidents_are_described(shop: Shop) -> None:
+    (row,) = shop.sql(
+        "SELECT pg_get_constraintdef(oid) AS text FROM pg_constraint WHERE conname = 'incident_kind_is_known'"
+    )
+    described = SCHEMAS["Notification"]["properties"]["data"]["properties"]["incident"]["properties"]["kind"]["enum"]
+    assert set(described) == set(re.findall(r"'(\w+)'", row["text"]))
+
+
+# How it is served
+
+
+def test_the_description_is_served_as_it_is(shop: Shop) -> None:
+    answer = shop.client.simulate_get("/api/v1/openapi.json")
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.text == (ROOT / "pages/openapi.json").read_text()
+    assert shop.client.simulate_get("/api/v1/openapi.json/").text == answer.text
+
+
+def test_below_a_path_the_description_leads_there(open_shop: Callable[..., Shop]) -> None:
+    client = open_shop(PUBLIC_URL="https://example.com/till/").client
+    described = client.simulate_get("/api/v1/openapi.json").json
+    assert described == {**copy.deepcopy(DESCRIPTION), "servers": [{"url": "/till/"}]}
+    assert 'href="/till/docs.css"' in client.simulate_get("/docs").text
+
+
+# The page
+
+
+class Parsed(html.parser.HTMLParser):
+    """The elements of a page; those that are not closed where they should be are `unclosed`."""
+
+    EMPTY = ("meta", "link", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.unclosed: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.unclosed.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture
+def page(shop: Shop) -> Parsed:
+    answer = shop.client.simulate_get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/html")
+    return Parsed(answer.text)
+
+
+def test_the_page_is_made_of_the_description() -> None:
+    render = runpy.run_path(str(ROOT / "docs/render.py"))
+    made = render["Page"](render["read"]()).render()
+    assert (ROOT / "pages/docs.html").read_text() == made, "out of date: python docs/render.py"
+
+
+def test_the_page_tells_of_each_operation_field_and_code(page: Parsed) -> None:
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for path, _, operation in operations():
+        assert operation["operationId"] in ids
+        assert path in page.words
+    for word in (
+        *SCHEMAS["NewPayment"]["properties"],
+        *SCHEMAS["Payment"]["properties"],
+        *PROBLEMS,
+        "webhook-signature",
+    ):
+        assert word in page.words or word.startswith("link_"), word
+
+
+def test_each_link_in_the_page_leads_somewhere(page: Parsed) -> None:
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for tag, attributes in page.elements:
+        if tag == "a":
+            target = str(attributes["href"])
+            assert target.startswith("https://") or target.removeprefix("#") in ids
+
+
+def test_the_page_is_whole(page: Parsed) -> None:
+    assert page.unclosed == page.open == []
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_the_page_loads_its_stylesheet_and_nothing_else(shop: Shop, page: Parsed) -> None:
+    loaded = [
+        (tag, attributes.get("src") or attributes.get("href"))
+        for tag, attributes in page.elements
+        if tag not in ("a",) and ("src" in attributes or "href" in attributes)
+    ]
+    assert loaded == [("link", "/docs.css")]
+    assert not [tag for tag, _ in page.elements if tag in ("script", "style", "iframe", "img", "base", "object")]
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
+    assert not [attributes for _, attributes in page.elements if "style" in attributes]
+    stylesheet = shop.client.simulate_get("/docs.css")
+    assert stylesheet.headers["Content-Type"] == "text/css; charset=utf-8"
+    assert not re.search(r"url\(|@import|//", stylesheet.text)
+
+
+def test_the_policy_of_the_page_forbids_everything_inline(shop: Shop) -> None:
+    policy = shop.client.simulate_get("/docs").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
