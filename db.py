@@ -1935,8 +1935,9 @@ def _migrate_one(conn: psycopg.Connection[Any], number: int, block: str) -> bool
 
 
 def _one(conn: psycopg.Connection[Any], query: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The one row that a statement returns."""
+    """The one row that a statement returns. Raises Unavailable where there is none: a failover has lost what was
+    written, and whoever tries again with the same key begins anew."""
     row: dict[str, Any] | None = conn.execute(query.encode(), values).fetchone()
     if row is None:
-        raise LookupError("a statement that returns one row returned none")
+        raise Unavailable("a row that was written is gone")
     return row

@@ -300,7 +300,7 @@ def sandbox(folder: Path) -> Iterator[str]:
     try:
         line = process.stdout.readline() if process.stdout else ""
         if "ready on" not in line:
-            raise RuntimeError(f"the sandbox does not start: {(folder / 'sandbox.log').read_text()}")
+            raise machine.NotReady(f"the sandbox does not start: {(folder / 'sandbox.log').read_text()}")
         yield line.split()[-1]
     finally:
         process.terminate()
@@ -466,9 +466,11 @@ def main() -> int:
             samples, statements = bench.run_rounds()
             slow = bench.run_slow_provider()
             starts = bench.time_starts()
-        except (Void, load.LoadError) as error:
+        except (Void, load.LoadError, machine.NotReady) as error:
             print(f"VOID: {error}")
             return 1
+        except KeyboardInterrupt:
+            return 130
     void = report(samples, statements, slow, starts)
     print(f"\n{time.monotonic() - begun:.0f} s in all")
     for reason in void:

@@ -16,6 +16,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 30
 
 
+class NotReady(Exception):
+    """A process did not start: its last words."""
+
+
 def tree(pid: int) -> list[int]:
     """A process and all that descend from it."""
     found = [pid]
@@ -99,7 +103,7 @@ def serving(name: str, arguments: list[str], env: dict[str, str], folder: Path) 
     try:
         while not _is_ready(port):
             if process.poll() is not None or time.monotonic() - begun > READY_SECONDS:
-                raise RuntimeError(f"{name} does not get ready:\n{log.read_text(errors='replace')[-2000:]}")
+                raise NotReady(f"{name} does not get ready:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.002)
         yield Server(name, port, process.pid, time.monotonic() - begun)
     finally:

@@ -492,6 +492,17 @@ def test_who_lost_the_lease_gives_nothing_back(shop: Shop) -> None:
     assert only_payment(shop)["attempt"] == 1
 
 
+def test_a_retry_of_a_payment_that_was_paid_meanwhile_asks_nobody(shop: Shop) -> None:
+    reference = refused_by_provider(shop, "one")
+    initialize_before(shop.sandbox, reference)
+    shop.pay(reference)
+    answer = shop.create(key="one")
+    payment = answer.json["payment"]
+    assert (answer.status_code, payment["status"], payment["checkout_url"]) == (201, "completed", None)
+    assert shop.create(key="one").text == answer.text
+    assert (shop.sandbox.calls("initialize"), shop.sandbox.calls("verify")) == (2 + 1, 0)
+
+
 def test_a_retry_after_the_time_is_over_gets_no_checkout(shop: Shop) -> None:
     reference = refused_by_provider(shop, "one")
     age(shop.database_url, only_payment(shop)["id"], 25 * 3600)

@@ -399,10 +399,10 @@ def take(shop: Shop, key: bytes) -> str:
 
 def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(shop: Shop) -> None:
     """Many keys, for the moment in which the losers can fall over another constraint is short."""
-    for number in range(150):
+    for number in range(100):
         key = db.key_of(f"order-{number}")
         assert sorted(at_once([partial(take, shop, key)] * 8)) == ["in flight"] * 7 + ["taken"]
-    assert len(check_books(shop.database_url)) == 150
+    assert len(check_books(shop.database_url)) == 100
 
 
 def test_of_eight_who_find_a_lease_over_one_takes_it_over(shop: Shop) -> None:

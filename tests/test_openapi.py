@@ -3,6 +3,7 @@
 
 import copy
 import html.parser
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import falcon.inspect
-import jsonschema
+import jsonschema_rs
 import pytest
 
 import money
@@ -32,10 +33,11 @@ RETURN_URL_ORIGINS = "https://shop.example.com"
 ALL_CURRENCIES = ",".join(money.CURRENCIES)
 
 
-def validator(schema: dict[str, Any]) -> jsonschema.protocols.Validator:
-    """For a schema of the description, or one that refers to its components."""
+def validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    """For a schema of the description, or one that refers to its components. Its patterns are JavaScript's, as the
+    specification says; Python's `$` would let a line break pass."""
     whole = {**schema, "components": DESCRIPTION["components"]}
-    return jsonschema.Draft202012Validator(whole, format_checker=jsonschema.FormatChecker())
+    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
 
 
 def followed(value: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def responses() -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def test_the_server_keeps_what_the_description_promises(database_url: str, sandbox: Sandbox, tmp_path: Path) -> None:
-    """schemathesis, with all its checks: some 900 requests, right ones and wrong ones. See schemathesis.toml."""
+    """schemathesis, with all its checks: some 700 requests, right ones and wrong ones. See schemathesis.toml."""
     tokens = {"API_TOKEN": "open-sesame", "METRICS_TOKEN": "count", "RETURN_URL_ORIGINS": RETURN_URL_ORIGINS}
     how = {"CURRENCIES": ALL_CURRENCIES, "PAY_FORM": "on", "THREADS": "16", "RUN_WORKER": "0"}
     with Server(database_url, sandbox, tmp_path, **tokens, **how) as server:
@@ -72,7 +74,7 @@ def test_the_server_keeps_what_the_description_promises(database_url: str, sandb
         done = subprocess.run(
             [
                 *(program, "--config-file", ROOT / "tests/schemathesis.toml", "--no-color"),
-                *("run", f"{server.url}/api/v1/openapi.json", "--checks", "all", "--seed", "1"),
+                *("run", f"{server.url}/api/v1/openapi.json", "--checks", "all", "--workers", "2", "--seed", "1"),
             ],
             cwd=tmp_path,
             env={
@@ -91,7 +93,7 @@ def test_the_server_keeps_what_the_description_promises(database_url: str, sandb
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No issues found" in done.stdout
-    assert f"Tested: {len(list(operations()))}" in done.stdout
+    assert f"Tested: {len(list(operations())) - 1}" in done.stdout  # all but the one that gave the description
 
 
 def test_each_route_of_the_app_is_described_with_its_methods_and_no_other(shop: Shop) -> None:
@@ -108,10 +110,9 @@ def test_each_code_is_described_with_its_status_and_no_other() -> None:
     assert SCHEMAS["Problem"]["properties"]["code"]["enum"] == list(PROBLEMS)
     described: dict[str, int] = {}
     for status, response in responses():
-        if "application/json" in response["content"] if "content" in response else False:
-            for part in response["content"]["application/json"]["schema"].get("allOf", []):
-                for code in part.get("properties", {}).get("code", {}).get("enum", []):
-                    described[code] = status
+        for part in response.get("content", {}).get("application/json", {}).get("schema", {}).get("allOf", []):
+            for code in part.get("properties", {}).get("code", {}).get("enum", []):
+                described[code] = status
         for code in re.findall(r"`(link_\w+)`", response["description"]):  # on pages for people
             described[code] = status
     assert described == {code: status for code, (status, _) in PROBLEMS.items()}
@@ -161,25 +162,11 @@ def test_its_currencies_are_those_that_are_taken() -> None:
     assert SCHEMAS["Payment"]["properties"]["currency"]["enum"] == list(money.CURRENCIES)
 
 
-LONG = "x" * 63
 VALUES: dict[str, list[object]] = {
     "customer_name": [
         *("", " ", "J", " J ", "x" * 100, "x" * 101, " " * 50 + "x" * 100 + " " * 50, "\u3000J\u3000", "\u3000"),
-        *(
-            "a\nb",
-            "a\x00b",
-            "a\tb",
-            "\x7f",
-            "a\u2028b",
-            "a\u202eb",
-            "a\u2066b",
-            "a\u2069",
-            "Ünal 😀",
-            "\u00ad",
-            5,
-            None,
-            [],
-        ),
+        *("a\nb", "a\x00b", "a\tb", "\x7f", "a\u2028b", "a\u202eb", "a\u2066b", "a\u2069", "Ünal 😀", "\u00ad"),
+        *(5, None, []),
     ],
     "customer_email": [
         *("john@example.com", "a@b.c", "john@example", "@example.com", "john@", "john", "a@b@c.d", "a@.c", "a@b.", ""),
@@ -188,39 +175,20 @@ VALUES: dict[str, list[object]] = {
     ],
     "customer_phone": [
         *("+234 801 234 5678", "1234567", "123456", "1" * 15, "1" * 16, "(0801) 234-5678", "[080]1.234.5678", "", "+"),
-        *(
-            "++2348012345",
-            "+-2348012345",
-            "-+2348012345",
-            "234+8012345",
-            "080123456a",
-            "٠٨٠١٢٣٤٥٦٧",
-            "08012345 ",
-            8012345678,
-        ),
-        *("0801\u00a02345678", "0801\t2345678", None),
+        *("++2348012345", "+-2348012345", "-+2348012345", "234+8012345", "080123456a", "٠٨٠١٢٣٤٥٦٧", "08012345 "),
+        *("0801\u00a02345678", "0801\t2345678", 8012345678, None),
     ],
     "location": ["", "Lagos", "x" * 120, "x" * 121, "a\r", None],
     "description": ["", " ", None, "x" * 200, "x" * 201, " " + "x" * 200 + " ", "a\nb", 5],
     "metadata": [
         *(None, {}, [], "x", {"a": "b"}, {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"": ""}, {"a": "x" * 500}),
-        *(
-            {"a": "x" * 501},
-            {str(n): "" for n in range(20)},
-            {str(n): "" for n in range(21)},
-            {"a\n": ""},
-            {"a": "\u2028"},
-        ),
+        *({"a": "x" * 501}, {str(n): "" for n in range(20)}, {str(n): "" for n in range(21)}, {"a\n": ""}),
+        *({"a": "\u2028"}, {"ü": "😀"}),
     ],
     "return_url": [
         *(None, "", f"{RETURN_URL_ORIGINS}/x", RETURN_URL_ORIGINS, f"{RETURN_URL_ORIGINS}/{'x' * 1975}", "/x", "x", 5),
-        *(
-            f"{RETURN_URL_ORIGINS}/{'x' * 1976}",
-            f"{RETURN_URL_ORIGINS}/a b",
-            f"{RETURN_URL_ORIGINS}/ü",
-            "ftp://x.example",
-        ),
-        *(f"{RETURN_URL_ORIGINS}/\\x", "https://"),
+        *(f"{RETURN_URL_ORIGINS}/{'x' * 1976}", f"{RETURN_URL_ORIGINS}/a b", f"{RETURN_URL_ORIGINS}/ü"),
+        *(f"{RETURN_URL_ORIGINS}/\\x", "https://", "ftp://x.example"),
     ],
     "currency": [*money.CURRENCIES, None, "", "ngn", "EUR", 5],
     "amount": [
@@ -422,7 +390,7 @@ def test_the_page_tells_of_each_operation_field_and_code(page: Parsed) -> None:
         *PROBLEMS,
         "webhook-signature",
     ):
-        assert word in page.words or word.startswith("link_"), word
+        assert word in page.words, word
 
 
 def test_each_link_in_the_page_leads_somewhere(page: Parsed) -> None:
@@ -439,7 +407,7 @@ def test_the_page_is_whole(page: Parsed) -> None:
     assert len(ids) == len(set(ids))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
 def test_the_page_loads_its_stylesheet_and_nothing_else(shop: Shop, page: Parsed) -> None:

@@ -1,6 +1,7 @@
 """The torture in its short form, and what it found, each as small as it can be had."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ import db
 import embedded
 from backstage import at_once, meanwhile
 from sandbox import Sandbox
-from shop import ROOT, Server, sandbox, wait_until  # noqa: F401  # a fixture
+from shop import ROOT, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 
 
 def test_nothing_is_lost_doubled_stuck_or_wrong_while_everything_breaks(tmp_path: Path) -> None:
@@ -38,12 +40,13 @@ def test_nothing_is_lost_doubled_stuck_or_wrong_while_everything_breaks(tmp_path
 def test_a_process_that_stood_still_in_a_transaction_goes_on_with_a_new_connection(database_url: str) -> None:
     """PostgreSQL ends such a transaction (idle_in_transaction_session_timeout), so that its locks are free again."""
     with db.Database(database_url, 2) as database:
-        stood_still = []
+        stood_still: list[bool] = []
 
         def work(conn: db.BoundedConnection) -> int:
             if not stood_still:
                 conn.execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")
-                stood_still.append(time.sleep(0.3))
+                time.sleep(0.3)
+                stood_still.append(True)
             row = conn.execute("SELECT 42 AS answer").fetchone()
             assert row is not None
             return int(row["answer"])
@@ -65,7 +68,7 @@ def test_requests_with_one_key_at_the_same_moment_meet_each_other_and_no_error(d
     with db.Database(database_url, 4) as database:
         for number in range(200):
             key = db.key_of(f"key-{number}")
-            took = at_once([lambda key=key: reserve(database, key)] * 4)
+            took = at_once([functools.partial(reserve, database, key)] * 4)
             assert sorted(took) == [False, False, False, True]
 
 
@@ -162,3 +165,25 @@ def is_found_missing(database: db.Database) -> bool:
         return db.find_payment(database, "PAY-00000000000000000000000000") is None
     except db.Unavailable:
         return False
+
+
+def test_a_request_whose_rows_a_failover_has_lost_is_told_to_try_again(shop: Shop) -> None:  # noqa: F811
+    """With asynchronous replication: the same key then makes the payment anew, under its old id and reference."""
+    lose = """
+        SET session_replication_role = replica;
+        DELETE FROM idempotency_keys; DELETE FROM payment_events; DELETE FROM payments
+    """
+    initialize = shop.app.gateway.initialize
+
+    def lose_then_initialize(**arguments: Any) -> Any:
+        shop.sql(lose)
+        return initialize(**arguments)
+
+    shop.app.gateway.initialize = lose_then_initialize  # type: ignore[method-assign]
+    answer = shop.create(key="a key")
+    assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
+    assert "retry-after" in answer.headers
+    shop.app.gateway.initialize = initialize  # type: ignore[method-assign]
+    again = shop.create(key="a key")
+    assert again.status_code == 201
+    assert again.json["payment"]["reference"].endswith("-2")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import checkout
 import worker
-from backstage import age, at_once, end_time, look, make_due, meanwhile, worker_of
+from backstage import age, at_once, end_time, initialize_before, look, make_due, meanwhile, worker_of
 from invariants import check_books
 from sandbox import Sandbox
 from shop import ROOT, Shop, environment, open_shop, query, sandbox, shop, wait_until  # noqa: F401
@@ -228,6 +228,21 @@ def test_a_first_reference_that_existed_and_is_not_found_is_no_answer(shop: Shop
     end_time(shop.database_url, payment["id"])
     look(shop)
     assert shop.get(payment["id"])["status"] == "pending"
+
+
+def test_a_first_reference_that_is_not_found_is_no_answer_when_the_next_was_never_opened(shop: Shop) -> None:
+    shop.sandbox.fault("initialize", "lost-request", times=2)
+    assert shop.create(key="one").status_code == 503
+    (payment,) = check_books(shop.database_url)
+    initialize_before(shop.sandbox, payment["reference"])
+    shop.sandbox.fault("initialize", "lost-request", times=2, prefix=f"{payment['reference']}-2")
+    assert shop.create(key="one").status_code == 503
+    shop.sandbox.fault("verify", "not-found", prefix=payment["reference"])
+    end_time(shop.database_url, payment["id"])
+    look(shop)
+    assert shop.get(payment["id"])["status"] == "pending"
+    look(shop)
+    assert shop.get(payment["id"])["status"] == "expired"
 
 
 def test_money_that_comes_while_the_provider_is_asked_is_not_overwritten(shop: Shop) -> None:
