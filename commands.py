@@ -10,9 +10,11 @@ import getpass
 import inspect
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,7 @@ from tqdm import tqdm
 import backup
 import books
 import db
+import log
 import money
 import settings
 from books import Refused
@@ -441,6 +444,20 @@ def confirm(arguments: argparse.Namespace, question: str) -> None:
 def watch(rows: Iterator[Any], total: int | None = None, unit: str = " rows") -> Iterator[Any]:
     """Rows handed on, with a bar on stderr where that is a terminal, once it takes more than a second."""
     return iter(tqdm(rows, total=total, unit=unit, disable=None, delay=1, leave=False))
+
+
+@contextmanager
+def without_log() -> Iterator[None]:
+    """What a command has to say it prints; the log of the same is for the service."""
+    loggers = logging.getLogger(), log.logger
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def print_next(words: str) -> None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -230,7 +230,7 @@ def reading(url: str) -> Iterator[BoundedConnection]:
             yield conn
     except psycopg.errors.UndefinedTable as error:
         raise Unavailable(NO_SCHEMA) from error
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:  # a role without the right to read is no reason for a traceback
         raise Unavailable(" ".join(str(error).split())) from error
 
 
@@ -301,7 +301,7 @@ class Order:
 
     def fingerprint(self) -> bytes:
         """SHA-256 over the fields that are there, however the request wrote them."""
-        present = {name: value for name, value in asdict(self).items() if value is not None}
+        present = {name: value for name, value in vars(self).items() if value is not None}
         return hashlib.sha256(json.dumps(present, sort_keys=True).encode()).digest()
 
 
@@ -465,7 +465,7 @@ def reserve(
     """
     secret, token, taken_at = database.secret(), uuid.uuid4(), time.monotonic()
     values = {
-        **asdict(order),
+        **vars(order),
         "metadata": Jsonb(order.metadata) if order.metadata is not None else None,
         "mode": mode,
         "key": key,
@@ -698,7 +698,7 @@ def _lease(reservation: Reservation) -> dict[str, Any]:
 
 
 def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> Payment | None:
-    """Record that money came and move its payment on, in the caller's transaction. Safe to repeat.
+    """Record that money came and move its payment on, in the caller's transaction (for `charge`). Safe to repeat.
 
     The first charge of a payment is its own: `completed` when it pays for it, else `review` and an incident. Every
     other one opens an incident and changes nothing. None when no payment of this mode has the reference: an incident
@@ -719,7 +719,7 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> P
         )
         SELECT * FROM payment
         """,
-        {**asdict(charge), "base": base[1] if base else None, "source": actor},
+        {**vars(charge), "base": base[1] if base else None, "source": actor},
     ).fetchone()
     if row is None:
         open_incident(conn, charge.mode, "unknown_reference", charge.reference)
@@ -739,7 +739,7 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
     is_paid = charge.pays(payment.amount_minor, payment.currency)
     if not is_paid:
         open_incident(conn, payment.mode, "mismatch", charge.reference, payment.id)
-    set_actor(conn, actor, "charge" if is_paid else "mismatch")
+        set_actor(conn, actor, "mismatch")
     row = _one(
         conn,
         """
@@ -752,7 +752,7 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
         RETURNING *
         """,
         {
-            **asdict(charge),
+            **vars(charge),
             "id": payment.id,
             "is_paid": is_paid,
             "status": "completed" if is_paid else "review",
@@ -848,7 +848,7 @@ def record_event(conn: BoundedConnection, delivery: Delivery) -> int:
         ON CONFLICT (mode, digest) DO UPDATE SET deliveries = provider_events.deliveries + 1
         RETURNING id
         """,
-        {**asdict(delivery), "base": base[1] if base else None},
+        {**vars(delivery), "base": base[1] if base else None},
     )
     return int(row["id"])
 
@@ -1262,10 +1262,13 @@ def apply_refund(
     charge = conn.execute(
         """
         SELECT reference, payment_id FROM charges
-         WHERE mode = %(mode)s
-           AND (reference = %(reference)s OR (%(reference)s::text IS NULL AND provider_id = %(provider_id)s))
+         WHERE mode = %(mode)s AND reference = coalesce(
+               %(charge_reference)s,
+               (SELECT charge_reference FROM refunds
+                 WHERE mode = %(mode)s AND (provider_id = %(provider_id)s OR id = %(note)s) LIMIT 1),
+               (SELECT reference FROM charges WHERE mode = %(mode)s AND provider_id = %(charge_provider_id)s LIMIT 1))
         """,
-        {"mode": mode, "reference": listed.charge_reference, "provider_id": listed.charge_provider_id},
+        {**vars(listed), "mode": mode},
     ).fetchone()
     if charge is None or listed.amount_minor == 0:
         return None
@@ -1304,7 +1307,7 @@ def _adopt_refund(
          WHERE NOT EXISTS (SELECT FROM refunds WHERE charge_reference = %(reference)s AND status = 'unanswered')
         RETURNING *
         """,
-        {**asdict(listed), **charge, "id": _random_id("RF"), "mode": mode},
+        {**vars(listed), **charge, "id": _random_id("RF"), "mode": mode},
     ).fetchone()
 
 

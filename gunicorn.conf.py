@@ -10,7 +10,6 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import gunicorn.http.parser
 import gunicorn.http.unreader
 import gunicorn.util
 
@@ -85,21 +84,21 @@ def linger(client: socket.socket) -> None:
 gunicorn.util.close_graceful = close_aside
 
 
-class TimedUnreader(gunicorn.http.unreader.SocketUnreader):
+read_chunk = gunicorn.http.unreader.SocketUnreader.chunk
+
+
+def read_chunk_in_time(reader: Any, size_hint: int | None = None) -> bytes:
     """Reads a request's head, and then its body, in REQUEST_SECONDS each: a client that sends a byte now and then stays
     within the time-out of a single read for ever."""
-
-    deadline: float | None = None
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        if self.deadline is None:
-            self.deadline = time.monotonic() + REQUEST_SECONDS
-        if time.monotonic() > self.deadline:
-            raise BlockingIOError(errno.EAGAIN, "the request's time is over")
-        return super().chunk(size_hint)
+    if getattr(reader, "deadline", None) is None:
+        reader.deadline = time.monotonic() + REQUEST_SECONDS
+    if time.monotonic() > reader.deadline:
+        raise BlockingIOError(errno.EAGAIN, "the request's time is over")
+    chunk: bytes = read_chunk(reader, size_hint)
+    return chunk
 
 
-gunicorn.http.parser.SocketUnreader = TimedUnreader
+gunicorn.http.unreader.SocketUnreader.chunk = read_chunk_in_time
 
 
 def pre_request(process: Any, request: Any) -> None:

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] in own:
             arguments.run(arguments)
             return 0
-        with database(env := environment()) as (url, _):
+        with commands.without_log(), database(env := environment()) as (url, _):
             status: int = arguments.run(arguments, env, url)
         sys.stdout.flush()
         return status
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     except db.Unavailable as error:
-        return refuse(f"the database is away or busy: {error}")
+        return refuse(f"the database cannot be used: {error}")
     except (Refused, settings.Invalid, embedded.EmbeddedError) as error:
         return refuse(str(error) or type(error).__name__)
 

@@ -55,7 +55,7 @@ class Notifier:
         }
         try:
             response, _ = self.caller.call(
-                "POST", self.url, self.within_seconds, LARGEST_ANSWER, data=body.encode(), headers=headers
+                "POST", self.url, self.within_seconds, LARGEST_ANSWER, body.encode(), headers
             )
         except calls.Failed as failed:  # nobody needs an answer's body: its status says all
             return str(failed.status or failed)

@@ -109,7 +109,9 @@ class Gateway:
         self.checkout_origins = {CHECKOUT_ORIGIN}
         if url != PAYSTACK_URL:
             self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
-        self.caller = calls.Caller({"Authorization": f"Bearer {keys[0]}", "Accept": "application/json"})
+        self.caller = calls.Caller(
+            {"Authorization": f"Bearer {keys[0]}", "Accept": "application/json", "Content-Type": "application/json"}
+        )
 
     def initialize(
         self,
@@ -273,7 +275,8 @@ class Gateway:
         Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
         """
         try:
-            response, content = self.caller.call(method, self.url + path, within_seconds, LARGEST_ANSWER, json=body)
+            sent = None if body is None else json.dumps(body).encode()
+            response, content = self.caller.call(method, self.url + path, within_seconds, LARGEST_ANSWER, sent)
         except calls.Failed as failed:
             raise Unavailable(str(failed)) from failed
         status = response.status_code
@@ -329,7 +332,10 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
     if word == "success" or (isinstance(word, str) and word.startswith("revers")):
         amount_minor = _subunits(data.get("amount"))
         reference, currency = data.get("reference"), data.get("currency")
+        requested_minor = _subunits(data.get("requested_amount"))
         if amount_minor is None or not isinstance(reference, str) or not isinstance(currency, str):
+            raise Unavailable("unreadable")
+        if requested_minor is None and data.get("requested_amount") is not None:
             raise Unavailable("unreadable")
         channel = data.get("channel")
         return Charge(
@@ -337,7 +343,7 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
             mode=mode,
             provider_id=_subunits(data.get("id")),
             amount_minor=amount_minor,
-            requested_minor=_subunits(data.get("requested_amount")),
+            requested_minor=requested_minor,
             fees_minor=_subunits(data.get("fees")),
             currency=_one_line(currency)[:10],
             channel=_one_line(channel)[:50] if isinstance(channel, str) else None,
@@ -426,9 +432,9 @@ def _subunits(value: object) -> int | None:
 def _time(value: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        return moment.astimezone(UTC) if moment is not None and moment.tzinfo is not None else None
+    except (ValueError, OverflowError):  # the last for the year 9999, in a time zone of the west
         return None
-    return moment.astimezone(UTC) if moment is not None and moment.tzinfo is not None else None
 
 
 def _retry_after(header: str) -> float:

@@ -7,7 +7,6 @@ import argparse
 import csv
 import itertools
 import json
-import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -74,13 +73,14 @@ class Desk:
 
 
 @contextmanager
-def open_desk(env: Environment, url: str, pool_size: int = 1) -> Iterator[Desk]:
-    """Raises Refused, also when the provider gives no answer while it is used."""
+def open_desk(env: Environment, url: str, pool_size: int | None = 1) -> Iterator[Desk]:
+    """Raises Refused, also when the provider gives no answer while it is used. `pool_size` None is DB_POOL."""
     if "PAYSTACK_SECRET_KEY" not in env:
         raise Refused("no PAYSTACK_SECRET_KEY is set and no sandbox runs here: start python manage.py runserver first")
     values = settings.load({**env, "DATABASE_URL": url})
     try:
-        with db.Database(url, pool_size, notifies=values.notify_url is not None) as database:
+        size = values.db_pool if pool_size is None else pool_size
+        with db.Database(url, size, notifies=values.notify_url is not None) as database:
             yield Desk(values, database, gateway_of(values))
     except paystack.Misconfigured:
         raise Refused("Paystack refuses our key or set-up: see python manage.py doctor") from None
@@ -91,12 +91,6 @@ def open_desk(env: Environment, url: str, pool_size: int = 1) -> Iterator[Desk]:
 def gateway_of(values: settings.Settings) -> paystack.Gateway:
     keys, timeout_seconds = values.paystack_secret_keys, values.paystack_timeout_seconds
     return paystack.Gateway(keys, values.paystack_url, timeout_seconds, values.mode)
-
-
-def quietly() -> None:
-    """What a command has to say it prints; the log of the same is for the service."""
-    logging.getLogger().setLevel(logging.CRITICAL)
-    log.logger.setLevel(logging.CRITICAL)
 
 
 def find(desk: Desk, url: str, name: str) -> db.Payment:
@@ -131,7 +125,6 @@ def refund(arguments: argparse.Namespace, env: Environment, url: str) -> int:
 
 
 def give_back(arguments: argparse.Namespace, env: Environment, url: str, *, rejecting: bool) -> int:
-    quietly()
     name, text, again = arguments.name, arguments.amount, arguments.again
     made_by = commands.operator_of(arguments)
     amount_minor = None if text is None else lambda currency: parse_amount(text, currency)
@@ -279,7 +272,6 @@ def sync(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     examples:
       python manage.py sync PAY-0123456789ABCDEFGHJKMNPQRS
     """
-    quietly()
     with open_desk(env, url) as desk:
         before = find(desk, url, arguments.name)
         is_answered = checkout.sync(desk.database, desk.gateway, before)
@@ -305,7 +297,6 @@ def reconcile(arguments: argparse.Namespace, env: Environment, url: str) -> int:
       python manage.py reconcile
       python manage.py reconcile --since 2026-01 --format csv > differences.csv
     """
-    quietly()
     since = arguments.since or datetime.now(UTC) - timedelta(days=30)
     count, found = 0, None
     with open_desk(env, url) as desk, db.reading(url) as conn:
@@ -360,7 +351,6 @@ def doctor(arguments: argparse.Namespace, env: Environment, url: str) -> int:
       python manage.py doctor
       python manage.py doctor --json
     """
-    quietly()
     bad = 0
     for n, finding in enumerate(findings(env, url)):
         bad += finding.state == "BAD"
@@ -477,7 +467,7 @@ def run_worker(arguments: argparse.Namespace, env: Environment, url: str) -> int
       python manage.py worker
       python manage.py worker --once
     """
-    with open_desk(env, url, int(env.get("DB_POOL", "8"))) as desk:
+    with open_desk(env, url, pool_size=None) as desk:
         log.configure(desk.settings.log_level)
         background = worker.Worker(desk.settings, desk.database, desk.gateway)
         if arguments.once:

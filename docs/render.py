@@ -306,7 +306,7 @@ def table(titles: tuple[str, ...], rows: Iterable[tuple[Markup, ...]], caption: 
         for row in rows
     )
     return fill(
-        '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table>\n<caption>{caption}</caption>\n'
+        '<div class="wide" role="group" aria-label="{caption}" tabindex="0"><table>\n<caption>{caption}</caption>\n'
         "<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>",
         caption=caption,
         head=head,

@@ -64,8 +64,8 @@ def end_time(database_url: str, payment_id: str) -> None:
     query(database_url, "UPDATE payments SET expires_at = now() WHERE id = %s", payment_id)
 
 
-def age(database_url: str, payment_id: str, seconds: float) -> None:
-    """As if a payment had been made, and its time had ended, `seconds` earlier. Leaves no audit row."""
+def age(database_url: str, payment_id: str | None, seconds: float) -> None:
+    """As if a payment (None: all) had been made, and its time had ended, `seconds` earlier. Leaves no audit row."""
     with psycopg.connect(database_url) as conn:
         conn.execute("SET session_replication_role = replica")
         conn.execute(
@@ -73,7 +73,7 @@ def age(database_url: str, payment_id: str, seconds: float) -> None:
             UPDATE payments
                SET created_at = created_at - make_interval(secs => %(seconds)s),
                    expires_at = expires_at - make_interval(secs => %(seconds)s)
-             WHERE id = %(id)s
+             WHERE %(id)s::text IS NULL OR id = %(id)s
             """,
             {"id": payment_id, "seconds": seconds},
         )

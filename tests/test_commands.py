@@ -122,7 +122,7 @@ def test_a_database_that_is_away_is_one_line_and_status_1(till: Till, words: str
     done = till.run(*words.split(), DATABASE_URL=url)
     assert (done.status, done.out) == (1, "")
     assert len(done.err.splitlines()) == 1, done.err
-    assert "database is away" in done.err
+    assert "the database cannot be used" in done.err
     assert "hunter2" not in done.err
 
 
@@ -292,16 +292,20 @@ def test_ctrl_c_while_the_provider_thinks_says_where_to_look(shop: Shop, sandbox
     assert "asked for already" in till.did("refund", payment["id"])
 
 
-@pytest.mark.parametrize("words", [("reconcile",), ("audit",), ("sync",)])
-def test_ctrl_c_in_the_middle_is_one_line(shop: Shop, sandbox: Sandbox, till: Till, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", ["reconcile", "audit", "sync"])
+def test_ctrl_c_in_the_middle_is_one_line(shop: Shop, sandbox: Sandbox, till: Till, name: str) -> None:
     payment = paid(shop)
     sandbox.fault("*", "time-out-before", times=None)
+    waits = "SELECT 1 AS n FROM pg_stat_activity WHERE query LIKE '%pg_locks%' AND pid <> pg_backend_pid()"
     with psycopg.connect(till.database_url) as slow:  # the audit waits for whoever writes
         slow.execute("UPDATE payments SET status_reason = 'slow' WHERE id = %s", (payment["id"],))
-        process = till.start(*words, *([payment["id"]] if words == ("sync",) else []))
-        time.sleep(2)
+        process = till.start(name, *([payment["id"]] if name == "sync" else []))
+        if name == "audit":
+            wait_until(lambda: till.sql(waits), 40)
+        else:
+            wait_until(lambda: sandbox.calls("verify") + sandbox.calls("list-transactions"), 40)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=15)
+        _, err = process.communicate(timeout=30)
         slow.rollback()
     assert (process.returncode, err) == (130, "manage.py: interrupted\n")
     till.did("audit")
@@ -565,3 +569,16 @@ def test_a_list_of_many_stays_flat_in_memory(shop: Shop, till: Till) -> None:
         peaks.append(int(err))
     assert out.count("PAY-") == 30001
     assert peaks[1] - peaks[0] < 24_000, peaks  # KiB; the rows alone are 60 MB
+
+
+def test_a_role_that_may_not_read_is_one_line(till: Till, postgresql: psycopg.Connection[Any]) -> None:
+    name = f"reader_{postgresql.info.dbname}"
+    postgresql.execute(f'CREATE ROLE "{name}" LOGIN')
+    postgresql.commit()
+    try:
+        done = till.run("list", DATABASE_URL=re.sub(r"//[^@]*@", f"//{name}@", till.database_url))
+    finally:
+        postgresql.execute(f'DROP ROLE "{name}"')
+        postgresql.commit()
+    assert (done.status, len(done.err.splitlines())) == (1, 1), done.err
+    assert "permission denied" in done.err

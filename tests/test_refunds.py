@@ -358,6 +358,22 @@ def test_one_refund_that_the_provider_does_not_know_holds_up_no_other(shop: Shop
     assert shop.get(second["id"])["status"] == "refunded"
 
 
+def test_an_answer_that_names_no_reference_is_known_by_the_refunds_own_id(
+    shop: Shop, sandbox: Sandbox, till: Till
+) -> None:
+    payment = paid(shop)
+    with psycopg.connect(shop.database_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE charges SET provider_id = NULL")  # as from an event without one
+    till.did("refund", payment["id"])
+    (refund,) = sandbox.refunds()
+    told = {"id": refund["id"], "transaction": 1, "amount": 5000, "currency": "NGN", "status": "processed"}
+    sandbox.fault("fetch-refund", "answer", body={"status": True, "message": "", "data": told})
+    age(shop, MINUTE)
+    worker_of(shop).look_at_refunds()
+    assert shop.get(payment["id"])["status"] == "refunded"
+
+
 # Killed, or cut off, at each step
 
 

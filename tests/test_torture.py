@@ -180,10 +180,10 @@ def test_a_request_whose_rows_a_failover_has_lost_is_told_to_try_again(shop: Sho
         return initialize(**arguments)
 
     shop.app.gateway.initialize = lose_then_initialize  # type: ignore[method-assign]
-    answer = shop.create(key="a key")
+    answer = shop.create(key="lost")
     assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
     assert "retry-after" in answer.headers
     shop.app.gateway.initialize = initialize  # type: ignore[method-assign]
-    again = shop.create(key="a key")
+    again = shop.create(key="lost")
     assert again.status_code == 201
     assert again.json["payment"]["reference"].endswith("-2")

@@ -33,6 +33,7 @@ def main() -> int:
     try:
         return run(options)
     except KeyboardInterrupt:
+        print("interrupted: nothing was judged", flush=True)
         return 130
 
 

@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, metavar="N")
     parser.add_argument("--freezes", type=int, default=1, metavar="N", help="of 45 s")
     parser.add_argument("--asynchronous", action="store_true", help="what was lost is counted, and must be found")
-    parser.add_argument("--pgbouncer", action="store_true", help="one before each node, in transaction mode")
+    parser.add_argument("--pgbouncer", action="store_true", help="between, in transaction mode")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", metavar="DIR", type=Path)
     options = parser.parse_args()
@@ -50,6 +50,7 @@ def main() -> int:
         install(pgbouncer=options.pgbouncer)
         return run(options)
     except KeyboardInterrupt:
+        print("interrupted: nothing was judged", flush=True)
         return 130
 
 
@@ -76,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o711)
         rig = Rig(folder, stack, options.nodes, synchronous=not options.asynchronous, pgbouncer=options.pgbouncer)
+        rig.wait_until_reachable()
         stage = Stage(folder, stack, database_url=rig.url)
         people = People(stage, findings, options.seed)
         people.start(6, operators=1)
@@ -166,9 +168,7 @@ class Rig:
             stack.callback(node.kill)
             node.start(stack)
         self.wait_until_whole(120)
-        ports = [node.port for node in self.nodes]
-        if pgbouncer:
-            ports = [self.start_pgbouncer(stack, node) for node in self.nodes]
+        ports = [self.start_pgbouncer(stack)] if pgbouncer else [node.port for node in self.nodes]
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         self.url = f"postgresql://postgres@{hosts}/postgres?sslmode=disable"
 
@@ -188,11 +188,15 @@ class Rig:
         stack.callback(kill_group, process)
         return process
 
-    def start_pgbouncer(self, stack: ExitStack, node: "Node") -> int:
+    def start_pgbouncer(self, stack: ExitStack) -> int:
+        """One for all, led to the primary as confd or a callback of Patroni's does it: its file is written anew and
+        read again whenever another node leads."""
         port = free_port()
-        path = self.folder / f"{node.name}.ini"
-        path.write_text(
-            f"""[databases]
+        path = self.folder / "pgbouncer.ini"
+
+        def lead_to(node: Node) -> None:
+            path.write_text(
+                f"""[databases]
 postgres = host=127.0.0.1 port={node.port} dbname=postgres user=postgres
 [pgbouncer]
 listen_addr = 127.0.0.1
@@ -207,9 +211,24 @@ query_wait_timeout = 5
 unix_socket_dir =
 ignore_startup_parameters = extra_float_digits,options
 """
-        )
+            )
+
+        leader = self.primary or self.nodes[0]
+        lead_to(leader)
         os.chown(path, self.uid, -1)
-        self.start(stack, f"{node.name}-pgbouncer", [shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", str(path)])
+        process = self.start(stack, "pgbouncer", [shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", str(path)])
+        stopping = threading.Event()
+        stack.callback(stopping.set)
+
+        def follow(led_to: Node) -> None:
+            while not stopping.wait(0.5):
+                primary = self.primary
+                if primary is not None and primary is not led_to:
+                    led_to = primary
+                    lead_to(primary)
+                    process.send_signal(signal.SIGHUP)
+
+        threading.Thread(target=follow, args=(leader,), daemon=True).start()
         return port
 
     @property
@@ -230,6 +249,18 @@ ignore_startup_parameters = extra_float_digits,options
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the cluster does not become whole: {members}; see {self.folder}")
             time.sleep(0.5)
+
+    def wait_until_reachable(self) -> None:
+        """By the way that paygate goes."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=4).close()
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def do(self, event: str, dice: random.Random) -> None:
         primary = self.primary

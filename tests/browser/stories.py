@@ -181,6 +181,7 @@ def test_from_the_form_to_the_receipt(customer: Customer) -> None:
     customer.open("/pay")
     customer.sees("Pay Example Shop")
     customer.type()
+    customer.page.get_by_role("heading").click()  # out of the last field, for the picture
     customer.check("form")
     customer.press("Continue to payment")
     customer.sees_checkout("checkout")
@@ -486,7 +487,7 @@ def test_a_receipt_is_one_printed_page(
     assert black == "rgb(255, 255, 255)"
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", ["narrow", "dark"])
 def test_the_description_of_the_api_can_be_read_too(new_customer: Callable[..., Customer], look: str) -> None:
     customer = new_customer(**LOOKS[look])
     customer.open("/docs")
