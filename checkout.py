@@ -286,6 +286,8 @@ def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: 
     if event.name.startswith("refund.") and payment_id is not None:
         # An event may come before the answer to our own call, and without an id: it makes no row, it makes us look.
         db.await_refunds(conn, payment_id)
+    elif event.name == "charge.success" and payment_id is not None:
+        db.look_now(conn, payment_id)  # money came, and the event does not say it readably: verify will
     db.mark_event(conn, event_id, "noted", payment_id)
 
 

@@ -84,16 +84,8 @@ class Frozen(psycopg.OperationalError):
     """The server did not answer in time."""
 
 
-# The last two end a transaction, and its connection, that a stopped or starved process of ours has left open.
-GONE = (
-    psycopg.OperationalError,
-    psycopg.errors.ReadOnlySqlTransaction,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-    psycopg.errors.TransactionTimeout,
-)
-"""What is raised when the server is away or has ended the connection; some of them are no OperationalError."""
 SILENT = (PoolTimeout, Frozen, psycopg.errors.QueryCanceled)
-"""Those of them that took all the time there was."""
+"""What is raised by a database that takes all the time there is."""
 
 
 class Database:
@@ -165,7 +157,9 @@ class Database:
                 with self.pool.connection(timeout=deadline - time.monotonic()) as conn:
                     conn.deadline, conn.is_notifying = deadline, self.notifies
                     result = work(conn)
-            except GONE as error:
+            except (psycopg.OperationalError, psycopg.InternalError) as error:
+                if not _is_gone(error):
+                    raise
                 self.is_silent = self.is_silent or isinstance(error, SILENT)
                 if not retry or not _is_worth_a_retry(error):
                     raise Unavailable(type(error).__name__) from error
@@ -261,6 +255,13 @@ def _configure(conn: BoundedConnection) -> None:
         """
     )
     conn.row_factory = psycopg.rows.dict_row
+
+
+def _is_gone(error: psycopg.Error) -> bool:
+    """Whether the server is away, no longer the primary, or has ended the connection. Some of that is no
+    OperationalError: the end of a transaction that a stopped or starved process of ours has left open (25P03, 25P04),
+    and without an sqlstate, from psycopg, the two errors with which pgbouncer tells of a server that crashed."""
+    return isinstance(error, psycopg.OperationalError) or error.sqlstate in (None, "25006", "25P03", "25P04")
 
 
 def _is_worth_a_retry(error: psycopg.Error) -> bool:
@@ -968,6 +969,13 @@ def finish_look(
         )
 
     database.transaction("worker", "declined", work)
+
+
+def look_now(conn: BoundedConnection, payment_id: str) -> None:
+    """Make an unpaid payment due for a look."""
+    conn.execute(
+        "UPDATE payments SET look_at = now() WHERE id = %(id)s AND charge_reference IS NULL", {"id": payment_id}
+    )
 
 
 def look_soon(database: Database, noted: Iterable[str], waited_for: Iterable[str]) -> dict[str, str]:

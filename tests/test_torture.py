@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import db
@@ -70,6 +71,26 @@ def test_requests_with_one_key_at_the_same_moment_meet_each_other_and_no_error(d
             key = db.key_of(f"key-{number}")
             took = at_once([functools.partial(reserve, database, key)] * 4)
             assert sorted(took) == [False, False, False, True]
+
+
+def test_two_errors_at_once_from_a_pooler_whose_server_crashed_are_a_lost_connection(database_url: str) -> None:
+    """pgbouncer passes the server's last words on and adds its own: psycopg takes that for an error of its own."""
+    with db.Database(database_url, 2) as database:
+        tries = []
+
+        def work(conn: db.BoundedConnection) -> str:
+            tries.append(1)
+            if len(tries) == 1:
+                raise psycopg.InternalError("received 2 results from command 'COMMIT'")
+            return "done"
+
+        assert database.transaction("worker", "charge", work) == "done"
+
+        def break_down(conn: db.BoundedConnection) -> None:
+            conn.execute("DO $$ BEGIN RAISE EXCEPTION 'a bug' USING ERRCODE = 'XX000'; END $$")
+
+        with pytest.raises(psycopg.InternalError):  # and no request to try again
+            database.transaction("worker", "charge", break_down)
 
 
 @pytest.fixture
