@@ -7,6 +7,7 @@ may be the embedded one's; it returns its exit status. What it prints for a prog
 import argparse
 import csv
 import getpass
+import importlib
 import inspect
 import itertools
 import json
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +28,7 @@ import books
 import db
 import log
 import money
+import orders
 import settings
 from books import Refused
 
@@ -68,6 +71,14 @@ def register(commands: Commands) -> None:
     parser = add_command(commands, "show", show)
     parser.add_argument("name", metavar="ID|REFERENCE")
     add_json(parser)
+
+    parser = add_command(commands, "link", link)
+    parser.add_argument("--amount", type=amount, required=True, metavar="75.00", help="in major units")
+    parser.add_argument("--currency", help="the first of CURRENCIES unless given")
+    parser.add_argument("--description", default="", metavar="TEXT", help="what it is for: the customer sees it")
+    parser.add_argument("--order", default="", metavar="X", help="yours: makes the link one for a single payment")
+    parser.add_argument("--expires", type=moment, metavar="DATE", help="no payment is begun from then on")
+    parser.add_argument("--qr", action="store_true", help="draw it too (pip install segno)")
 
     parser = add_command(commands, "audit", audit)
     parser.add_argument("--against", type=checkpoint, metavar="N:HASH", help="a checkpoint printed earlier")
@@ -191,6 +202,43 @@ def print_payment(payment: db.Payment) -> None:
     for name, line in lines.items():
         if line:
             print(f"  {name:10}  {books.plain(line)}")
+
+
+def link(arguments: argparse.Namespace, env: Environment, url: str) -> int:
+    """print a signed payment link
+
+    Whoever opens it types name, e-mail, phone and town, and pays exactly this: a link that was changed is refused. With
+    --order it is for one payment, whose metadata names the order, and shows the receipt once paid; without, anyone may
+    pay by it as often as he likes. It needs no PAY_FORM. Dates are in UTC.
+
+    examples:
+      python manage.py link --amount 75.00 --description "A hat" --order 1001
+      python manage.py link --amount 500 --currency XOF --expires 2027-01-01 --qr
+    """
+    values = settings.load({**env, "DATABASE_URL": url})
+    currency = arguments.currency or values.currencies[0]
+    expires = str(int(arguments.expires.timestamp())) if arguments.expires else ""
+    made = orders.Link(arguments.amount, currency, arguments.description.strip(), arguments.order.strip(), expires)
+    if problems := made.problems(values):
+        raise Refused("; ".join(f"--{name} {text}" for name, texts in problems.items() for text in texts))
+    if made.is_over:
+        raise Refused("--expires is over already")
+    made = replace(made, amount=money.render(money.parse(made.amount, currency), currency))
+    with db.Database(url, 1) as database:
+        address = f"{values.public_url}/pay?{made.query(database.secret(), values.mode)}"
+    drawn = qr_code(address) if arguments.qr else None
+    print(address)
+    if drawn is not None:
+        drawn.terminal(compact=True)
+    print_next("list")
+    return 0
+
+
+def qr_code(text: str) -> Any:
+    try:
+        return importlib.import_module("segno").make_qr(text)
+    except ModuleNotFoundError:
+        raise Refused("--qr needs a package: pip install segno") from None
 
 
 def audit(arguments: argparse.Namespace, env: Environment, url: str) -> int:

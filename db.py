@@ -1467,6 +1467,7 @@ def finish_refund_look(database: Database, refund: Refund, next_seconds: float |
     """Fix when to look at a refund next; one that is not final when the looks end opens an incident."""
 
     def work(conn: BoundedConnection) -> None:
+        _lock_payment(conn, refund.payment_id)
         row = conn.execute(
             """
             UPDATE refunds SET look_at = now() + make_interval(secs => %(next_seconds)s)
@@ -1488,7 +1489,7 @@ def give_refund_up(database: Database, refund: Refund, listed: Iterable[money.Re
     """
 
     def work(conn: BoundedConnection) -> None:
-        conn.execute("SELECT FROM payments WHERE id = %(id)s FOR UPDATE", {"id": refund.payment_id})
+        _lock_payment(conn, refund.payment_id)
         given_up = conn.execute(
             "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
         )
@@ -1498,6 +1499,11 @@ def give_refund_up(database: Database, refund: Refund, listed: Iterable[money.Re
             apply_refund(conn, refund.mode, each, "worker")
 
     database.transaction("worker", "refund", work)
+
+
+def _lock_payment(conn: BoundedConnection, payment_id: str) -> None:
+    """Before its refunds are touched: an incident about one locks the payment too, to number what is told of it."""
+    conn.execute("SELECT FROM payments WHERE id = %(id)s FOR UPDATE", {"id": payment_id})
 
 
 def finish_awaiting(database: Database, payment: Payment, next_seconds: Callable[[float], float | None]) -> None:

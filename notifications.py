@@ -9,6 +9,7 @@ import hmac
 import json
 import random
 import time
+from datetime import UTC, datetime
 
 import calls
 import db
@@ -78,6 +79,10 @@ def body_of(notification: db.Notification) -> str:
     members = ", ".join(f'"{name}": {value}' for name, value in data.items())
     timestamp = db.timestamp(notification.made_at)
     return f'{{"type": "{notification.type}", "timestamp": "{timestamp}", "data": {{{members}}}}}'
+
+
+def body_of_test() -> str:
+    return f'{{"type": "test", "timestamp": "{db.timestamp(datetime.now(UTC))}", "data": {{}}}}'
 
 
 def pause_seconds(tries: int) -> float | None:

@@ -334,7 +334,7 @@ METRICS = {
     "paygate_oldest_due_look_seconds": "How long the most overdue look has been due.",
     "paygate_oldest_due_notification_seconds": "How long the most overdue notification has been due.",
     "paygate_payments": "Payments by status: open ones, and those that came to their status in the last day.",
-    "paygate_payments_found_late": "Payments of the last day that were paid more than a minute before a look found them.",
+    "paygate_payments_found_late": "Payments of the last day that a look found, over a minute after they were paid.",
 }
 
 

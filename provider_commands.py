@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import commands
 import db
 import log
 import money
+import notifications
 import paystack
 import settings
 import worker
@@ -51,6 +53,12 @@ def register(to: commands.Commands) -> None:
     parser.add_argument("--reason", required=True, help="kept here, and erased with the customer's data")
     commands.add_decision(parser)
     commands.add_operator(parser)
+
+    parser = commands.add_command(to, "notify", notify)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("name", nargs="?", metavar="ID|REFERENCE")
+    what.add_argument("--dead", action="store_true", help="all that were given up")
+    what.add_argument("--test", action="store_true", help="one that tells of nothing, now")
 
     parser = commands.add_command(to, "reconcile", reconcile)
     parser.add_argument("--since", type=commands.moment, metavar="DATE", help="payments from this day on (30 days ago)")
@@ -176,15 +184,17 @@ def naming_where_to_look(name: str) -> Iterator[None]:
 
 
 def tell_repetition(arguments: argparse.Namespace, asked: db.RefundAsked) -> int:
-    refund, status = asked.refund, 0 if asked.is_recent else 1
+    refund = asked.refund
     at = f"{refund.created_at:%Y-%m-%d %H:%M} UTC by {refund.made_by}"
     line = f"asked for already: refund {refund.id} of {amount_of(refund)}, {refund.status}, {at}"
     if arguments.json:
         print_refund(refund, is_repetition=True)
-    elif asked.is_recent:
+    if not asked.is_recent:
+        return complain(line)
+    if not arguments.json:
         print(line)
         print_next(f"show {refund.payment_id}")
-    return status if asked.is_recent else complain(line)
+    return 0
 
 
 def tell_refund(arguments: argparse.Namespace, refund: db.Refund) -> int:
@@ -230,28 +240,38 @@ def resolve(arguments: argparse.Namespace, env: Environment, url: str) -> int:
       python manage.py resolve PAY-0123456789ABCDEFGHJKMNPQRS reject --reason "wrong amount"
       python manage.py resolve --incident 7 --reason "answered in the dashboard"
     """
-    operator = commands.operator_of(arguments)
     if (arguments.incident is None) == (arguments.decision is None):
         complain("resolve: give either an ID and accept or reject, or --incident N; see manage.py resolve --help")
         return 2
-    if arguments.decision == "reject":
-        return give_back(arguments, env, url, rejecting=True)
-    with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
-        if arguments.incident is not None:
-            if not arguments.dry_run and not db.close_incident(
-                database, arguments.incident, operator, arguments.reason
-            ):
+    if arguments.incident is not None:
+        return close_incident(arguments, env, url)
+    with db.reading(url) as conn:
+        payment = commands.named(conn, arguments.name)
+    if arguments.decision == "accept":
+        return accept(arguments, env, url, payment)
+    arguments.name = payment.id  # its own charge, whichever of its references was named
+    return give_back(arguments, env, url, rejecting=True)
+
+
+def close_incident(arguments: argparse.Namespace, env: Environment, url: str) -> int:
+    operator = commands.operator_of(arguments)
+    if not arguments.dry_run:
+        with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
+            if not db.close_incident(database, arguments.incident, operator, arguments.reason):
                 raise Refused(f"there is no open incident {arguments.incident}")
-            print(f"incident {arguments.incident} {'would be ' if arguments.dry_run else ''}closed")
-            print_next("doctor")
-            return 0
-        with db.reading(url) as conn:
-            payment = commands.named(conn, arguments.name)
-        charged = f"{payment.id}, {payment.status_reason or payment.status}"
-        if arguments.dry_run:
-            print(f"would accept {charged}")
-            return 0
-        commands.confirm(arguments, f"Accept {charged}?")
+    print(f"incident {arguments.incident} {'would be ' if arguments.dry_run else ''}closed")
+    print_next("doctor")
+    return 0
+
+
+def accept(arguments: argparse.Namespace, env: Environment, url: str, payment: db.Payment) -> int:
+    operator = commands.operator_of(arguments)
+    what = f"{payment.id}, {payment.status_reason or payment.status}"
+    if arguments.dry_run:
+        print(books.plain(f"would accept {what}"))
+        return 0
+    commands.confirm(arguments, f"Accept {what}?")
+    with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
         try:
             db.accept(database, payment, operator, arguments.reason)
         except db.RefundImpossible as error:
@@ -452,6 +472,43 @@ def about_database(health: books.Row) -> Iterator[Finding]:
     if health["is_deaf"]:
         todo = "set the webhook URL in Paystack's dashboard: payments are found late without it"
         yield Finding("BAD", "webhooks", "none came for the last payments", todo)
+
+
+# The merchant's own system
+
+
+def notify(arguments: argparse.Namespace, env: Environment, url: str) -> int:
+    """send a notification again, or a test
+
+    The last one of a payment, whatever became of it, or all that were given up after four days of tries: the worker
+    sends them, under the webhook-id that they have. A test is sent from here, at once, and its answer is printed.
+
+    examples:
+      python manage.py notify --test
+      python manage.py notify PAY-0123456789ABCDEFGHJKMNPQRS
+      python manage.py notify --dead
+    """
+    with open_desk(env, url) as desk:
+        if desk.settings.notify_url is None:
+            raise Refused("no NOTIFY_URL is set: nobody is told of anything")
+        if arguments.test:
+            return notify_test(desk.settings.notify_url, desk.settings.notify_secrets)
+        payment = None if arguments.dead else find(desk, url, arguments.name)
+        count = db.send_again(desk.database, desk.gateway.mode, payment.id if payment else None)
+    if payment is not None and count == 0:
+        raise Refused(f"nobody was told of {payment.id} yet, or it was pruned after RETENTION_DAYS")
+    print(f"{count} to be sent again" if count else "none was given up")
+    print_next(f"show {payment.id}" if payment else "doctor")
+    return 0
+
+
+def notify_test(url: str, secrets: tuple[bytes, ...]) -> int:
+    outcome = notifications.Notifier(url, secrets).send(str(uuid.uuid4()), notifications.body_of_test())
+    if not outcome.startswith("2"):
+        return complain(f"the receiver at NOTIFY_URL did not take it: {outcome}")
+    print(f"the receiver at NOTIFY_URL took it: {outcome}")
+    print_next("doctor")
+    return 0
 
 
 # The worker

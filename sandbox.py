@@ -364,7 +364,9 @@ SETTINGS = (
     *("secret_key", "merchant", "currencies", "fees_by_customer", "not_found_status", "latency_seconds"),
     *("refund_seconds", "refund_events_with_id", "webhook_url", "webhook_timeout_seconds", "retry_seconds"),
 )
-READINGS = ("transactions", "refunds", "disputes", "deliveries", "webhooks_due", "calls", "faults_met", "requests")  # by GET too
+READINGS = (  # by GET too
+    *("transactions", "refunds", "disputes", "deliveries", "webhooks_due", "calls", "faults_met", "requests"),
+)
 CONTROLS = (
     *("pay", "decline", "charge_elsewhere", "alter", "backdate"),
     *("move_refund", "dashboard_refund", "dispute", "remind_dispute", "resolve_dispute"),

@@ -21,7 +21,7 @@ import books
 import db
 from backstage import look, worker_of
 from sandbox import Sandbox
-from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
+from shop import Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from test_refunds import settle
 from till import Done, Till, open_till, paid, till  # noqa: F401  # fixtures
 
@@ -414,11 +414,14 @@ def test_no_transaction_in_flight_slips_below_the_checkpoint(shop: Shop, till: T
     audited: list[Done] = []
     thread = threading.Thread(target=lambda: audited.append(till.shell("audit")))
     thread.start()
-    time.sleep(1.5)
+    waits = "SELECT 1 AS n FROM pg_stat_activity WHERE query LIKE '%pg_locks%' AND pid <> pg_backend_pid()"
+    wait_until(lambda: till.sql(waits), 40)
+    till.sql("UPDATE payments SET status_reason = 'later' WHERE id = %s", second["id"])  # not below it any more
+    time.sleep(0.3)
     assert audited == []
     slow.commit()
     slow.close()
-    thread.join(20)
+    thread.join(40)
     assert audited[0].status == 0, audited
     till.did("audit", "--against", checkpoint_of(audited[0].out))
 

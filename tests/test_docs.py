@@ -43,9 +43,9 @@ def program(language: str) -> list[str]:
     if language == "python":
         return [sys.executable]
     name, package = {"sh": ("sh", "dash"), "php": ("php", "php-cli"), "javascript": ("node", "nodejs")}[language]
-    path = shutil.which(name)
-    assert path is not None, f"{name} is missing: apt-get install {package}"
-    return [path]
+    for needed, its_package in ((name, package), ("curl", "curl"), ("openssl", "openssl")):
+        assert shutil.which(needed) is not None, f"{needed} is missing: apt-get install {its_package}"
+    return [name]
 
 
 def start(language: str, file: Path, cwd: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:

@@ -16,14 +16,17 @@ import log
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator["Lines"]:
     """What is logged at INFO and above, as the service writes it to stderr."""
-    root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level, log.logger.level)
+    root = logging.getLogger()
+    handlers, levels = root.handlers[:], (root.level, log.logger.level)
     stderr = io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
     log.configure("INFO")
     token = log.request_id.set("req-1")
     yield Lines(stderr)
     log.request_id.reset(token)
-    root.handlers[:], root.level, log.logger.level = before
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    log.logger.setLevel(levels[1])
 
 
 class Lines:
@@ -124,7 +127,6 @@ def test_of_a_librarys_message_only_its_source_is_kept(lines: Lines, name: str) 
 
 
 def test_a_library_is_not_heard_below_a_warning(lines: Lines) -> None:
-    log.configure("DEBUG")
     logging.getLogger("urllib3").debug("zebedee")
     logging.getLogger("psycopg").info("zebedee")
     assert lines.text == ""

@@ -22,6 +22,7 @@ from backstage import at_once, end_time, look, make_due, seconds_of, worker_of
 from merchant import OTHER_SECRET, SECRET, Answer, Merchant, drip, flood, hang, merchant, reset, status  # noqa: F401
 from sandbox import Sandbox
 from shop import Server, Shop, open_shop, sandbox, wait_until  # noqa: F401
+from till import Till, open_till  # noqa: F401
 
 
 @pytest.fixture
@@ -511,6 +512,106 @@ def test_after_one_that_was_never_taken_the_next_is_sent_at_once(shop: Shop, mer
     assert first["dead_at"] is not None
     assert second["delivered_at"] is not None
     assert merchant.types == ["payment.completed", "payment.partially_refunded"]
+
+
+# What the operator may send again
+
+
+@pytest.fixture
+def till(open_till: Callable[..., Till], merchant: Merchant) -> Till:
+    return open_till(**merchant.settings)
+
+
+def test_the_last_notification_of_a_payment_is_sent_again_under_its_id(
+    shop: Shop, merchant: Merchant, till: Till
+) -> None:
+    reference = paid(shop)["reference"]
+    give_back(shop, reference, 1000)
+    deliver(shop)
+    till.did("notify", reference)
+    assert deliver(shop) == 1
+    assert merchant.types == ["payment.completed"] + 2 * ["payment.partially_refunded"]
+    first, again = merchant.received[1:]
+    assert (first.id, first.body) == (again.id, again.body)
+
+
+def test_all_that_were_never_taken_are_sent_again_in_their_order(shop: Shop, merchant: Merchant, till: Till) -> None:
+    merchant.usual = status(500)
+    references = [paid(shop)["reference"] for _ in range(3)]
+    for reference in references:
+        for _ in range(2):
+            give_back(shop, reference, 1000)
+    for _ in range(3):
+        kill_off(shop)
+    shop.sandbox.charge_elsewhere("PG-" + "0" * 26)
+    shop.deliver("PG-" + "0" * 26)
+    kill_off(shop)
+    assert {row["dead_at"] is not None for row in rows(shop)} == {True}
+    assert deliver(shop) == 0
+    merchant.usual = status(204)
+    before = len(merchant.received)
+    assert "10 to be sent again" in till.did("notify", "--dead")
+    assert deliver(shop) == 10
+    for reference in references:
+        told = [each for each in merchant.received[before:] if each.json["data"].get("payment", {})]
+        numbers = [each.json["data"]["sequence"] for each in told if each.payment["reference"] == reference]
+        assert numbers == [1, 2, 3]
+    assert "none was given up" in till.did("notify", "--dead")
+
+
+def test_what_happens_while_one_is_sent_again_waits_for_it(shop: Shop, merchant: Merchant, till: Till) -> None:
+    reference = paid(shop)["reference"]
+    merchant.answers.append(status(500))
+    kill_off(shop)
+    give_back(shop, reference, 1000)
+    deliver(shop)
+    till.did("notify", "--dead")
+    give_back(shop, reference, 1000)
+    assert sum(row["due_at"] is not None for row in rows(shop)) == 1
+    deliver(shop)
+    assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2, 1, 3]
+
+
+def test_one_that_waits_its_turn_does_not_jump_the_queue(shop: Shop, merchant: Merchant, till: Till) -> None:
+    reference = paid(shop)["reference"]
+    merchant.answers.append(status(500))
+    deliver(shop)
+    give_back(shop, reference, 1000)
+    till.did("notify", reference)
+    assert deliver(shop) == 0
+    let_pass(shop, 10)
+    deliver(shop)
+    assert merchant.types[1:] == ["payment.completed", "payment.partially_refunded"]
+
+
+def test_a_test_is_sent_at_once_and_its_answer_is_told(merchant: Merchant, till: Till) -> None:
+    assert "204" in till.did("notify", "--test")
+    (told,) = merchant.received
+    assert (told.json["type"], told.json["data"]) == ("test", {})
+    merchant.answers.append(status(503))
+    refused = till.run("notify", "--test")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == "manage.py: the receiver at NOTIFY_URL did not take it: 503\n"
+
+
+def test_what_cannot_be_sent_again_is_said(shop: Shop, till: Till, open_till: Callable[..., Till]) -> None:
+    payment = shop.created()
+    unheard = till.run("notify", payment["id"])
+    assert unheard.status == 1
+    assert "nobody was told" in unheard.err
+    assert till.run("notify", "PAY-0").status == 1
+    assert till.run("notify").status == 2
+    assert till.run("notify", "--dead", payment["id"]).status == 2
+    deaf = open_till().run("notify", "--dead")
+    assert (deaf.status, deaf.err) == (1, "manage.py: no NOTIFY_URL is set: nobody is told of anything\n")
+
+
+def test_what_the_operator_does_is_told_too(shop: Shop, merchant: Merchant, till: Till) -> None:
+    payment = paid(shop, customer_email="underpaid@example.com")
+    deliver(shop)
+    till.did("resolve", payment["id"], "accept", "--reason", "close enough")
+    deliver(shop)
+    assert merchant.types[-1] == "payment.completed"
 
 
 # When the worker dies

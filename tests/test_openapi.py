@@ -19,6 +19,7 @@ import jsonschema_rs
 import pytest
 
 import money
+import notifications
 import orders
 from backstage import end_time, look
 from errors import PROBLEMS
@@ -308,7 +309,8 @@ def test_notifications_are_described(open_shop: Callable[..., Shop], merchant: M
         schema.validate(told.json)
         for parameter in hook["parameters"]:
             validator(parameter["schema"]).validate(told.headers[parameter["name"]])
-    assert set(SCHEMAS["Notification"]["properties"]["type"]["enum"]) == set(merchant.types)
+    schema.validate(json.loads(notifications.body_of_test()))
+    assert set(SCHEMAS["Notification"]["properties"]["type"]["enum"]) == {*merchant.types, "test"}
 
 
 def test_all_kinds_of_incidents_are_described(shop: Shop) -> None:

@@ -120,9 +120,12 @@ def test_what_was_never_paid_cannot_be_given_back(shop: Shop, sandbox: Sandbox, 
     assert "no money has come" in done.err
 
 
-def test_the_provider_refuses_and_the_amount_is_free_again(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_the_provider_refuses_and_the_amount_is_free_again(
+    shop: Shop, sandbox: Sandbox, till: Till, status: int
+) -> None:
     payment = paid(shop)
-    sandbox.fault("refund", "answer", status=400, body={"status": False, "message": "Balance is too low"})
+    sandbox.fault("refund", "answer", status=status, body={"status": False, "message": "Balance is too low"})
     done = till.run("refund", payment["id"])
     assert done.status == 1
     assert "Balance is too low" in done.err
@@ -130,6 +133,16 @@ def test_the_provider_refuses_and_the_amount_is_free_again(shop: Shop, sandbox: 
     till.did("refund", payment["id"])
     assert statuses(shop) == ["refused", "pending"]
     assert len(sandbox.refunds()) == 1
+
+
+@pytest.mark.parametrize("status", [402, 409, 422])
+def test_what_is_no_clear_refusal_may_have_been_made(shop: Shop, sandbox: Sandbox, till: Till, status: int) -> None:
+    payment = paid(shop)
+    sandbox.fault("refund", "answer", effect=True, status=status, body={"status": False, "message": "Perhaps"})
+    assert till.run("refund", payment["id"]).status == 1
+    assert statuses(shop) == ["unanswered"]
+    seek(shop)
+    assert statuses(shop) == ["pending"]
 
 
 # Asked twice

@@ -255,6 +255,7 @@ def test_money_that_comes_while_the_provider_is_asked_is_not_overwritten(shop: S
         shop.pay(payment["reference"])
         looked()
     assert shop.get(payment["id"])["status"] == "completed"
+    assert seconds_to_the_next_look(shop, payment["id"]) is None
     check_books(shop.database_url)
 
 
@@ -442,8 +443,9 @@ def test_a_worker_touches_payments_of_its_own_mode_only(shop: Shop, database_url
     assert shop.get(payment["id"])["status"] == "completed"
 
 
-def test_one_payment_that_cannot_be_stored_holds_up_no_other(shop: Shop) -> None:
+def test_one_payment_that_cannot_be_stored_holds_up_no_other(open_shop: Callable[..., Shop]) -> None:
     """A look that fails by an error of ours, here of the first payment due, for whatever reason."""
+    shop = open_shop(WORKER_INTERVAL="0.1")
     payments = [shop.created() for _ in range(3)]
     for payment in payments:
         shop.sandbox.pay(payment["reference"])
@@ -453,7 +455,7 @@ def test_one_payment_that_cannot_be_stored_holds_up_no_other(shop: Shop) -> None
     rounds = threading.Thread(target=background.repeat, args=(background.look,))
     rounds.start()
     try:
-        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 2, 3)
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 2, 4)
     finally:
         background.stopping.set()
         rounds.join(5)
