@@ -17,7 +17,6 @@ import money
 import paystack
 
 SHORTEST_CALL_SECONDS = 1
-LOOK_LEASE_SECONDS = 120
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 LOOKS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
@@ -294,18 +293,26 @@ def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: 
 # Looking
 
 
-def look_at_due(database: db.Database, gateway: paystack.Gateway, limit: int) -> tuple[int, float]:
-    """Look at the payments most overdue; how many there were, and for how many seconds the provider asks us to wait."""
-    dues = db.claim_due(database, gateway.mode, limit, LOOK_LEASE_SECONDS)
-    for looked, due in enumerate(dues, start=1):
+def look_at_due(database: db.Database, gateway: paystack.Gateway) -> bool:
+    """Look at the payment most overdue; False when none is due. One at a time, so that no lease runs out meanwhile.
+
+    Raises paystack.Unavailable when the provider asks us to wait.
+    """
+    lease_seconds = db.LAST_ATTEMPT * gateway.timeout_seconds + MINUTE
+    for due in db.claim_due(database, gateway.mode, 1, lease_seconds):
         try:
             look(database, gateway, due)
         except paystack.Misconfigured:
             log.event("provider_refuses_us", level=logging.ERROR, payment=due.payment.id)
         except paystack.Unavailable as unknown:
             if unknown.asked_to_wait:
-                return looked, unknown.retry_after_seconds or 0
-    return len(dues), 0
+                raise
+        except db.Unavailable:
+            raise
+        except Exception as error:  # one payment that cannot be looked at must hold up no other
+            log.failure("look_failed", error, payment=due.payment.id)
+        return True
+    return False
 
 
 def look(database: db.Database, gateway: paystack.Gateway, due: db.Due) -> None:
@@ -392,11 +399,21 @@ def next_look_seconds(age_seconds: float, over_seconds: float, status: str) -> f
     None a year after its end. It is reckoned from the age alone, so a look that somebody asked for changes nothing.
     """
     if status != "pending":
-        return DAY if over_seconds < 30 * DAY else 7 * DAY if over_seconds < 365 * DAY else None
+        if over_seconds >= 365 * DAY:
+            return None
+        return (
+            _until_next(over_seconds, DAY) if over_seconds < 30 * DAY else _until_next(over_seconds - 30 * DAY, 7 * DAY)
+        )
     if over_seconds >= 0:
-        return 30 * MINUTE
-    next_age = next((age for age in LOOKS_SECONDS if age > age_seconds), age_seconds + 30 * MINUTE)
-    return min(next_age - age_seconds, -over_seconds)
+        return _until_next(over_seconds, 30 * MINUTE)
+    next_age = next((age for age in LOOKS_SECONDS if age > age_seconds), None)
+    regular = _until_next(age_seconds - LOOKS_SECONDS[-1], 30 * MINUTE) if next_age is None else next_age - age_seconds
+    return min(regular, -over_seconds)
+
+
+def _until_next(seconds: float, every_seconds: float) -> float:
+    """How long until the next whole multiple of `every_seconds`."""
+    return every_seconds - seconds % every_seconds
 
 
 # Refunds
@@ -441,7 +458,7 @@ def refund(
 def look_at_refunds(database: db.Database, gateway: paystack.Gateway, limit: int) -> int:
     """Ask about the refunds that are due; how many there were. Raises paystack.Unavailable and Misconfigured, but not
     for a single refund: one that is never answered must hold up no other."""
-    dues = db.claim_refunds(database, gateway.mode, limit, LOOK_LEASE_SECONDS)
+    dues = db.claim_refunds(database, gateway.mode, limit, limit * gateway.timeout_seconds + MINUTE)
     for due in dues:
         if due.refund.provider_id is not None:
             try:

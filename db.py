@@ -932,7 +932,9 @@ def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -
                                     WHERE k.payment_id = p.id AND k.answered_at IS NULL AND k.leased_until > now())
                  ORDER BY p.look_at LIMIT %(limit)s FOR UPDATE OF p SKIP LOCKED
             )
-            UPDATE payments p SET look_at = now() + make_interval(secs => %(lease_seconds)s), looked_at = now()
+            UPDATE payments p
+               SET look_at = now() + make_interval(secs => %(lease_seconds)s), looked_at = now(),
+                   look_leased_until = now() + make_interval(secs => %(lease_seconds)s)
               FROM due JOIN idempotency_keys k ON k.payment_id = due.id
              WHERE p.id = due.id
             RETURNING p.*, k.reference_exists,
@@ -959,7 +961,7 @@ def finish_look(
         conn.execute(
             """
             UPDATE payments
-               SET look_at = now() + make_interval(secs => %(next_seconds)s),
+               SET look_at = now() + make_interval(secs => %(next_seconds)s), look_leased_until = NULL,
                    status = CASE WHEN status = 'pending' THEN coalesce(%(status)s, status) ELSE status END,
                    status_reason = CASE WHEN status = 'pending' THEN coalesce(%(status_reason)s, status_reason)
                                         ELSE status_reason END
@@ -988,6 +990,7 @@ def look_soon(database: Database, noted: Iterable[str], waited_for: Iterable[str
                 UPDATE payments SET look_at = now()
                  WHERE id = ANY(%(noted)s) AND charge_reference IS NULL AND (look_at IS NULL OR look_at > now())
                    AND (looked_at IS NULL OR looked_at <= now() - interval '5 s')
+                   AND (look_leased_until IS NULL OR look_leased_until <= now())
             )
             SELECT id, status FROM payments WHERE id = ANY(%(waited_for)s)
             """,

@@ -4,6 +4,7 @@ import errno
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import uuid
@@ -18,7 +19,10 @@ import settings
 import worker
 from errors import Problem
 
-paygate_settings = settings.load()
+try:
+    paygate_settings = settings.load()
+except settings.Invalid as error:
+    sys.exit(f"paygate: {error}")
 
 host = f"[{paygate_settings.host}]" if ":" in paygate_settings.host else paygate_settings.host
 bind = [f"{host}:{paygate_settings.port}"]
@@ -118,6 +122,9 @@ def when_ready(server: Any) -> None:
     for listener in server.LISTENERS:
         listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
         listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        if hasattr(socket, "TCP_DEFER_ACCEPT") and listener.sock.family != socket.AF_UNIX:
+            # A connection that says nothing is not handed to a thread.
+            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SOCKET_TIMEOUT_SECONDS)
 
 
 def post_worker_init(process: Any) -> None:

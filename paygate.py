@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import falcon
+from falcon.constants import HTTP_METHODS
 from gunicorn.http.errors import ParseException
 
 import checkout
@@ -99,7 +100,12 @@ class Payments:
         order = orders.parse_order(read_json(req), self.settings)
         key = parse_idempotency_key(req, self.settings.require_idempotency_key)
         answer, is_replay = checkout.start(self.desk, db.key_of(key), order)
-        render_answer(resp, answer, is_replay=is_replay)
+        render_json(resp, answer.body)
+        resp.status = answer.status
+        if answer.status == HTTPStatus.CREATED:
+            resp.location = f"{self.settings.public_url}/api/v1/payments/{answer.payment_id}"
+        if is_replay:
+            resp.set_header("Idempotent-Replayed", "true")
 
 
 class PaymentById:
@@ -282,15 +288,6 @@ def envelope(payment: db.Payment, message: str) -> str:
     return f'{{"payment": {payment.to_json()}, "status": "success", "message": "{message}"}}'
 
 
-def render_answer(resp: falcon.Response, answer: db.Answer, *, is_replay: bool) -> None:
-    resp.status = answer.status
-    render_json(resp, answer.body)
-    if answer.status == 201:
-        resp.location = f"/api/v1/payments/{answer.payment_id}"
-    if is_replay:
-        resp.set_header("Idempotent-Replayed", "true")
-
-
 class EveryAnswer:
     """What every answer carries, and the one line that is logged of it."""
 
@@ -319,9 +316,9 @@ class EveryAnswer:
         resp.set_header("Referrer-Policy", "no-referrer")
         if (resp.content_type or "").startswith("text/html"):
             resp.set_header("Content-Security-Policy", self.page_policy)
-        # The route and not the path: a path may hold whatever somebody typed.
+        # The route and not the path: a path may hold whatever somebody typed, and so may a method.
         log.event(
-            f"{req.method} {req.uri_template or '(no route)'}",
+            f"{req.method if req.method in HTTP_METHODS else '(no method)'} {req.uri_template or '(no route)'}",
             outcome=int(resp.status_code),
             ms=(time.monotonic() - req.context.started) * 1000,
         )

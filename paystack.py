@@ -151,7 +151,8 @@ class Gateway:
         if code == "duplicate_reference" or ("duplicate" in message.lower() and "reference" in message.lower()):
             return Duplicate()
         if status == 400 and (field := _field_named(message)):
-            return Refused(field, message)
+            # Shown to the customer and kept: without an address that it may quote.
+            return Refused(field, " ".join(word for word in message.split() if "@" not in word))
         raise Misconfigured
 
     def verify(self, reference: str, within_seconds: float) -> Charge | Unpaid | UnderWay | NotFound:
@@ -329,7 +330,7 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
     (https://paystack.com/docs/payments/verify-payments/, https://support.paystack.com, "transaction statuses").
     """
     word = data.get("status")
-    if word == "success" or (isinstance(word, str) and word.startswith("revers")):
+    if word == "success" or (isinstance(word, str) and word.lower().startswith("revers")):
         amount_minor = _subunits(data.get("amount"))
         reference, currency = data.get("reference"), data.get("currency")
         requested_minor = _subunits(data.get("requested_amount"))
@@ -438,4 +439,5 @@ def _time(value: object) -> datetime | None:
 
 
 def _retry_after(header: str) -> float:
-    return float(header) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0
+    """The seconds of a Retry-After header, a minute at most: one odd answer must not stop the looking for a day."""
+    return min(float(header), 60.0) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0

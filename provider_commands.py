@@ -137,6 +137,7 @@ def give_back(arguments: argparse.Namespace, env: Environment, url: str, *, reje
     made_by = commands.operator_of(arguments)
     amount_minor = None if text is None else lambda currency: parse_amount(text, currency)
     with open_desk(env, url) as desk:
+        find(desk, url, name)  # says at once, and better than a pool, that there is no database or no such payment
         try:
             charge, planned = db.plan_refund(
                 desk.database, desk.gateway.mode, name, amount_minor=amount_minor, again=again, rejecting=rejecting

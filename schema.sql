@@ -65,6 +65,8 @@ CREATE TABLE payments (
     -- When the worker looks at the provider next; null once there is nothing left to learn.
     look_at timestamptz,
     looked_at timestamptz,
+    -- While a worker asks about it, until when nobody else does.
+    look_leased_until timestamptz,
     -- Since when a paid payment is looked at for refunds that its provider spoke of but has not listed yet; and whether
     -- it said that the whole charge is on its way back, which ends as a refund or as a chargeback.
     refunds_awaited_since timestamptz,

@@ -1,6 +1,7 @@
 """The environment, read once into a frozen dataclass and checked at start."""
 
 import base64
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -73,12 +74,15 @@ def environment(dotenv: Path = Path(".env"), environ: Mapping[str, str] = os.env
     """
     values: dict[str, str] = {}
     if dotenv.is_file():
-        with dotenv.open(encoding="utf-8") as lines:
-            for binding in parse_stream(lines):
-                if binding.error or (binding.key is not None and binding.value is None):
-                    raise Invalid(f"{dotenv}, line {binding.original.line}: not of the form NAME=value")
-                if binding.key is not None:
-                    values[binding.key] = binding.value or ""
+        try:
+            lines = io.StringIO(dotenv.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise Invalid(f"{dotenv} is not UTF-8") from None
+        for binding in parse_stream(lines):
+            if binding.error or (binding.key is not None and binding.value is None):
+                raise Invalid(f"{dotenv}, line {binding.original.line}: not of the form NAME=value")
+            if binding.key is not None:
+                values[binding.key] = binding.value or ""
     return {name: value.strip() for name, value in {**values, **environ}.items() if value.strip()}
 
 

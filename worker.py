@@ -73,13 +73,18 @@ class Worker:
                 pause_seconds = self.interval_seconds
             except Exception as error:  # the outermost loop: a bug in one round must not end the looking
                 log.failure(f"worker_{loop.__name__}", error)
-                pause_seconds = max(self.interval_seconds, 10)
+                pause_seconds = max(self.interval_seconds, 1)
             self.stopping.wait(pause_seconds)
 
     def look(self) -> float:
         """Look at a batch of payments that are due; how many seconds to pause before the next."""
-        looked, wait_seconds = checkout.look_at_due(self.database, self.gateway, BATCH)
-        return wait_seconds or (0 if looked == BATCH else self.interval_seconds)
+        for _ in range(BATCH):
+            try:
+                if not checkout.look_at_due(self.database, self.gateway):
+                    return self.interval_seconds
+            except paystack.Unavailable as asked:
+                return asked.retry_after_seconds or self.interval_seconds
+        return 0
 
     def apply_events(self) -> float:
         """Apply a batch of events whose first handling failed."""

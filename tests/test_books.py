@@ -19,7 +19,7 @@ from psycopg import sql
 
 import books
 import db
-from backstage import look, worker_of
+from backstage import look, meanwhile, worker_of
 from sandbox import Sandbox
 from shop import Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from test_refunds import settle
@@ -523,6 +523,16 @@ def test_reconcile_reads_page_after_page(shop: Shop, sandbox: Sandbox, till: Til
     sandbox.fault("list-transactions", "garbage", seed=10, probability=0.5)  # the second page
     done = till.run("reconcile")
     assert (done.status, "Paystack gave no answer" in done.err, payment["id"] in done.out) == (1, True, False)
+
+
+def test_what_happens_while_the_lists_are_read_is_no_difference(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    sandbox.fault("list-refunds", "slow", seconds=3)
+    with meanwhile(lambda: till.shell("reconcile", within_seconds=60)) as done:
+        wait_until(lambda: sandbox.calls("list-refunds"), 40)  # the transactions have been read
+        payment = paid(shop)
+    assert done().status == 0, done()
+    sandbox.ledger.transactions[payment["reference"]].status = "abandoned"
+    assert len(differing(till)) == 1
 
 
 def test_since_leaves_older_payments_out(shop: Shop, sandbox: Sandbox, till: Till) -> None:

@@ -372,8 +372,11 @@ def test_the_merchant_is_told_of_what_an_operator_does(open_shop: Callable[..., 
     shop, till = open_shop(**env), open_till(**env)
     payment = paid(shop, customer_email="underpaid@example.com")
     till.did("resolve", payment["id"], "accept", "--reason", "x")
-    types = [row["type"] for row in shop.sql("SELECT type FROM notifications ORDER BY sequence")]
-    assert types[-1] == "payment.completed"
+    found = shop.created()
+    shop.sandbox.pay(found["reference"])
+    till.did("sync", found["id"])
+    told = shop.sql("SELECT payment_id FROM notifications WHERE type = 'payment.completed' ORDER BY made_at")
+    assert [row["payment_id"] for row in told] == [payment["id"], found["id"]]
 
 
 # sync, doctor, worker

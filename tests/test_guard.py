@@ -109,7 +109,9 @@ def test_it_can_be_switched_off(gate: OpenGate) -> None:
 
 def test_forms_count_as_payments(gate: OpenGate) -> None:
     closed = gate(RATE_LIMIT="2/minute", PAY_FORM="on")
-    forms = [closed.client.simulate_post("/pay", body="", headers=FORM, remote_addr="203.0.113.7") for _ in range(3)]
+    forms = [
+        closed.client.simulate_post("/pay", body="amount=50", headers=FORM, remote_addr="203.0.113.7") for _ in range(3)
+    ]
     assert forms[2].status_code == 429
     assert forms[2].headers["Content-Type"].startswith("text/html")
     assert int(forms[2].headers["Retry-After"]) >= 1
