@@ -426,6 +426,12 @@ RULES = {
         SELECT id AS subject FROM payments p
          WHERE NOT EXISTS (SELECT FROM idempotency_keys WHERE payment_id = p.id AND mode = p.mode)
     """,
+    "is gone, but its key or its money is here": """
+        SELECT payment_id AS subject FROM (
+               SELECT payment_id FROM idempotency_keys UNION SELECT payment_id FROM charges
+                UNION SELECT payment_id FROM refunds) AS kept
+         WHERE NOT EXISTS (SELECT FROM payments WHERE id = payment_id)
+    """,
     "has no charge that pays it, and nobody accepted it": """
         SELECT p.id AS subject FROM payments p LEFT JOIN charges c ON c.reference = p.charge_reference
          WHERE p.status IN ('completed', 'partially_refunded', 'refunded') AND p.accepted_by IS NULL

@@ -1645,6 +1645,8 @@ def encode(answer: Answer) -> bytes:
 
 async def send(writer: asyncio.StreamWriter, answer: Answer, request: Request | None = None) -> bool:
     """Send an answer; False when the connection ends with it, as it does after a fault."""
+    if request is None:
+        answer = replace(answer, headers={**answer.headers, "Connection": "close"})
     writer.write(encode(answer))
     await writer.drain()
     return request is not None and request.headers.get("connection", "").lower() != "close"

@@ -268,7 +268,12 @@ TAMPERED = {
         """,
         {"row 4 was"},
     ),
-    "a removed payment": ("DELETE FROM payments WHERE id = %s", {"its row is gone"}),
+    "a removed payment": ("DELETE FROM payments WHERE id = %s", {"its row is gone", "is gone, but its key"}),
+    "a payment removed with its audit rows": (
+        "WITH trail AS (DELETE FROM payment_events WHERE payment_id = %s RETURNING payment_id)"
+        " DELETE FROM payments WHERE id IN (SELECT payment_id FROM trail)",
+        {"is gone, but its key or its money is here"},
+    ),
     "a removed charge": (
         "DELETE FROM charges WHERE payment_id = %s",
         {"has no charge that pays it", "its paid sum", "an event was applied"},
