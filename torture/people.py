@@ -195,7 +195,7 @@ class People:
                 sale.bodies.add(reply.text)
                 if payment["checkout_url"]:
                     sale.urls.add(payment["checkout_url"])
-            if reply.headers.get("location") != f"{PAYMENTS}/{payment['id']}":
+            if not str(reply.headers.get("location")).endswith(f"{PAYMENTS}/{payment['id']}"):
                 self.findings.add("wrong", f"{sale.key}: Location {reply.headers.get('location')}")
             if f'"amount": {sale.order["amount"]}, ' not in reply.text:
                 self.findings.add("wrong", f"{sale.key}: asked for {sale.order['amount']}, answered {reply.text[:300]}")
