@@ -1,6 +1,7 @@
 """Calls to other hosts that end in time, whatever the other side does."""
 
 import contextvars
+import functools
 import http.client
 import io
 import socket
@@ -51,7 +52,12 @@ class Caller:
         token = DEADLINE.set(time.monotonic() + within_seconds)
         status = None
         try:
-            request = requests.Request(method, url, {**self.headers, **(headers or {})}, data=body).prepare()
+            request = requests.PreparedRequest()
+            request.prepare_method(method)
+            request.url = prepared_url(url)
+            request.prepare_headers({**self.headers, **(headers or {})})
+            request.prepare_cookies({})
+            request.prepare_body(body, files=None)
             with self.adapter.send(request, stream=True, timeout=within_seconds, proxies={}) as response:
                 status = response.status_code
                 content = response.raw.read(largest + 1, decode_content=False)
@@ -62,6 +68,14 @@ class Caller:
         if len(content) > largest:
             raise Failed("too large", status)
         return response, content
+
+
+@functools.lru_cache(maxsize=256)
+def prepared_url(url: str) -> str | None:
+    """`url` as it is sent. Most calls go to one of two addresses, and preparing one is a tenth of a payment's POST."""
+    request = requests.PreparedRequest()
+    request.prepare_url(url, None)
+    return request.url
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -169,10 +169,14 @@ class Webhook:
                 "INSERT INTO provider_events (digest, body) VALUES (%s, %s) RETURNING id",
                 (hashlib.sha256(body).digest(), body.decode()),
             )
-            payment_id = one(conn, "SELECT id FROM payments WHERE reference = %s FOR UPDATE", (charge["reference"],))
-            conn.execute(
-                "INSERT INTO charges (reference, payment_id, amount_minor) VALUES (%s, %s, %s)",
-                (charge["reference"], payment_id, charge["amount"]),
+            payment_id = one(
+                conn,
+                """
+                WITH payment AS MATERIALIZED (SELECT id FROM payments WHERE reference = %s FOR UPDATE),
+                charge AS (INSERT INTO charges (reference, payment_id, amount_minor) SELECT %s, id, %s FROM payment)
+                SELECT id FROM payment
+                """,
+                (charge["reference"], charge["reference"], charge["amount"]),
             )
             conn.execute(
                 "UPDATE payments SET status = 'completed', paid_at = %s WHERE id = %s", (charge["paid_at"], payment_id)

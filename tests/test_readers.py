@@ -7,10 +7,11 @@ from pathlib import Path
 
 import falcon.testing
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from backstage import at_once, end_time, look, meanwhile, seconds_of, worker_of
 from sandbox import Sandbox
-from shop import PAYMENTS, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401
+from shop import PAYMENTS, Server, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
 
 
 def wait_for(shop: Shop, payment_id: str, prefer: str) -> tuple[falcon.testing.Result, float]:
@@ -190,7 +191,7 @@ def test_who_comes_after_the_stop_does_not_wait(shop: Shop) -> None:
     assert seconds < 0.5
 
 
-def test_waiting_outlasts_a_database_that_is_away_for_a_moment(shop: Shop) -> None:
+def test_waiting_outlasts_a_restart_of_the_database(shop: Shop) -> None:
     payment = shop.created()
     with meanwhile(lambda: wait_for(shop, payment["id"], "wait=20")) as waited:
         wait_until(lambda: shop.app.readers.waiting)
@@ -202,6 +203,29 @@ def test_waiting_outlasts_a_database_that_is_away_for_a_moment(shop: Shop) -> No
         answer, seconds = waited()
     assert answer.json["payment"]["status"] == "completed"
     assert seconds < 4
+
+
+@pytest.mark.parametrize("fault", ["it refuses us", "a statement fails"])
+def test_waiting_outlasts_a_database_that_serves_nothing_for_a_while(shop: Shop, fault: str) -> None:
+    payment = shop.created()
+    name = conninfo_to_dict(shop.database_url)["dbname"]
+    elsewhere = shop.database_url.replace(str(name), "postgres")
+    with meanwhile(lambda: wait_for(shop, payment["id"], "wait=20")) as waited:
+        wait_until(lambda: shop.app.readers.waiting)
+        if fault == "it refuses us":
+            query(elsewhere, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+            query(elsewhere, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name)
+            time.sleep(2.5)
+            query(elsewhere, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        else:
+            shop.sql("ALTER TABLE payments RENAME TO away")
+            time.sleep(2.5)
+            shop.sql("ALTER TABLE away RENAME TO payments")
+        wait_until(lambda: shop.client.simulate_get("/readyz").status_code == 200)
+        shop.pay(payment["reference"])
+        answer, seconds = waited()
+    assert answer.json["payment"]["status"] == "completed"
+    assert seconds < 15
 
 
 # The look that a reader causes
