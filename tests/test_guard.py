@@ -87,7 +87,7 @@ def test_the_allowance_comes_back_evenly_and_never_above_the_limit(gate: OpenGat
     assert closed.statuses(5) == [422] * 4 + [429]
     time.sleep(0.55)
     assert closed.statuses(3) == [422, 422, 429]
-    time.sleep(2)
+    time.sleep(1.3)
     assert closed.statuses(5) == [422] * 4 + [429]
 
 

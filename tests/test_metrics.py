@@ -216,7 +216,7 @@ def test_counting_200_000_payments_takes_no_longer_than_counting_those_of_a_day(
         time.sleep(1.2)
         scrape(shop)  # a backend reports once a second at most, at the end of a transaction
         after = reads(conn)
-    assert seconds < 0.1
+    assert seconds < 0.5
     rows = {table: (after[table] - before[table]) / 4 for table in after}
     assert rows["payments"] < 1000
     assert rows["payment_events"] < 6000

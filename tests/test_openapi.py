@@ -296,6 +296,47 @@ def test_a_payment_against_its_description_is_found_out() -> None:
         assert not schema.is_valid({other: value for other, value in payment.items() if other != name})
 
 
+def test_the_headers_of_answers_are_described(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop(API_TOKEN="open-sesame", RATE_LIMIT="1/hour", METRICS_TOKEN="count")
+    bearer = {"Authorization": "Bearer open-sesame"}
+    created = shop.create("one", bearer)
+    path, client = f"/api/v1/payments/{created.json['payment']['id']}", shop.client
+    create, read = (
+        DESCRIPTION["paths"]["/api/v1/payments"]["post"],
+        DESCRIPTION["paths"]["/api/v1/payments/{payment_id}"],
+    )
+    answers = [
+        (create, created),
+        (create, shop.create("one", bearer)),
+        (create, shop.create("one", bearer, amount=51)),
+        (create, shop.create()),
+        (create, shop.create()),
+        (read["get"], client.simulate_get(path, headers={"Prefer": "wait=0"})),
+        (read["get"], client.simulate_get(path + "X")),
+        (
+            DESCRIPTION["paths"]["/metrics"]["get"],
+            client.simulate_get("/metrics", headers={"Authorization": "Bearer count"}),
+        ),
+        (DESCRIPTION["paths"]["/docs"]["get"], client.simulate_get("/docs")),
+        (
+            {"responses": {"405": DESCRIPTION["components"]["responses"]["MethodNotAllowed"]}},
+            client.simulate_delete(path),
+        ),
+    ]
+    assert [answer.status_code for _, answer in answers] == [201, 201, 422, 401, 429, 200, 404, 200, 200, 405]
+    for operation, answer in answers:
+        described = {
+            name.lower(): followed(header)
+            for name, header in followed(operation["responses"][str(answer.status_code)])["headers"].items()
+        }
+        own = {"content-type", "content-length"}
+        assert {name for name in answer.headers if name not in own} <= set(described)
+        for name, header in described.items():
+            assert name in answer.headers or not header.get("required")
+            if name in answer.headers:
+                validator(header["schema"]).validate(answer.headers[name])
+
+
 def test_notifications_are_described(open_shop: Callable[..., Shop], merchant: Merchant) -> None:
     shop = open_shop(**merchant.settings)
     hook = DESCRIPTION["webhooks"]["notification"]["post"]
