@@ -2,16 +2,19 @@
 
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 import requests
 
+import embedded
 import worker
 from sandbox import Sandbox
 from shop import SECRET_KEY, Shop, query
@@ -116,3 +119,22 @@ def initialize_before(sandbox: Sandbox, reference: str, **order: Any) -> None:
 def references(payment_reference: str) -> list[str]:
     """All nine references of a payment."""
     return [payment_reference, *(f"{payment_reference}-{attempt}" for attempt in range(2, 10))]
+
+
+@contextmanager
+def frozen(cluster: embedded.Cluster) -> Iterator[None]:
+    """The server takes no step, as one whose host has died behind a switch that lives: no reset, no refusal."""
+    postmaster = cluster.pid
+    assert postmaster is not None
+    os.kill(postmaster, signal.SIGSTOP)
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    processes = [postmaster, *map(int, children)]
+    try:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)

@@ -18,7 +18,7 @@ import pytest
 
 import db
 import embedded
-from backstage import at_once, end_leases, fresh_seed, look, meanwhile, seconds_of
+from backstage import at_once, end_leases, fresh_seed, frozen, look, meanwhile, seconds_of
 from invariants import check_books
 from relay import Moment, Relay
 from sandbox import Sandbox
@@ -377,25 +377,6 @@ def test_a_service_whose_database_is_away_starts_and_says_so(
 
 
 # The database freezes
-
-
-@contextlib.contextmanager
-def frozen(cluster: embedded.Cluster) -> Iterator[None]:
-    """The server takes no step, as one whose host has died behind a switch that lives: no reset, no refusal."""
-    postmaster = cluster.pid
-    assert postmaster is not None
-    os.kill(postmaster, signal.SIGSTOP)
-    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-    processes = [postmaster, *map(int, children)]
-    try:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGSTOP)
-        yield
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGCONT)
 
 
 def test_a_frozen_database_costs_errors_in_bounded_time_and_nothing_after(

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 
 import db
 import embedded
-from backstage import at_once, meanwhile
+from backstage import at_once, frozen, meanwhile
 from sandbox import Sandbox
 from shop import ROOT, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 
@@ -155,12 +154,7 @@ def test_while_the_database_says_nothing_most_are_refused_at_once_and_all_served
     db.migrate(cluster.url)
     with db.Database(cluster.url, 2) as database:
         assert db.is_ready(database)
-        pid = cluster.pid
-        assert pid is not None
-        pids = [pid, *(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-        for each in pids:
-            os.kill(each, signal.SIGSTOP)
-        try:
+        with frozen(cluster):
             with pytest.raises(db.Unavailable):
                 db.is_ready(database)
 
@@ -173,9 +167,6 @@ def test_while_the_database_says_nothing_most_are_refused_at_once_and_all_served
             waited = sorted(at_once([ask] * 10))
             assert waited[7] < 0.5
             assert 4 < waited[9] < 7
-        finally:
-            for each in pids:
-                os.kill(each, signal.SIGCONT)
         wait_until(lambda: is_found_missing(database), 10)
         assert all(at_once([lambda: is_found_missing(database)] * 10))
 
