@@ -637,7 +637,7 @@ CHART_WIDTH, CHART_HEIGHT, TOP = 720, 165, 15
 def report_page(rows: Iterable[Row], mode: str, since: datetime, until: datetime, made_at: datetime) -> str:
     """The report as one page that loads nothing. Beyond the largest locations the rest is one row."""
     page = Markup((PAGES / "report.html").read_text(encoding="utf-8"))  # noqa: S704  # a file of ours
-    style = Markup((PAGES / "report.css").read_text(encoding="utf-8"))  # noqa: S704
+    style = Markup((PAGES / "report.css").read_text(encoding="utf-8"))  # noqa: S704  # likewise
     last = until - timedelta(microseconds=1)
     sections = [
         _section(currency, list(_largest(group)), since.date(), last.date())

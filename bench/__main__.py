@@ -77,7 +77,7 @@ class Bench:
     def __init__(self, stack: contextlib.ExitStack, options: argparse.Namespace) -> None:
         self.stack = stack
         self.options = options
-        self.random = random.Random(options.seed)  # noqa: S311
+        self.random = random.Random(options.seed)  # noqa: S311  # printed, to be run again
         # On a disk, as a database is: /tmp is in memory on many machines.
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paygate-bench-", dir="/var/tmp")))
         self.folder.chmod(0o711)  # where we are root, the database's user has to pass

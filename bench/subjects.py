@@ -112,7 +112,7 @@ class Requests:
     """Makes the requests, each with a key, an event or an id of its own."""
 
     def __init__(self, seed: int, sandbox_url: str) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)  # noqa: S311  # the same order for the same seed
         self.numbers = itertools.count(1)
         self.run = f"bench-{seed}"
         self.event = example_event(sandbox_url)
