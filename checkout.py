@@ -233,7 +233,7 @@ def hear(database: db.Database, gateway: paystack.Gateway, body: bytes) -> None:
     """
     if not _apply_event(database, gateway, body):
         delivery = _delivery(paystack.read_event(body, gateway.mode), body, gateway.mode)
-        database.run(lambda conn: db.record_event(conn, delivery))
+        database.run(lambda conn: db.record(conn, gateway.mode, delivery.reference, "webhook", delivery=delivery))
 
 
 def apply_due_events(database: db.Database, gateway: paystack.Gateway, limit: int) -> int:
@@ -270,24 +270,22 @@ def _delivery(event: paystack.Event | None, body: bytes, mode: str) -> db.Delive
 
 
 def _record_and_apply(conn: db.BoundedConnection, delivery: db.Delivery, event: paystack.Event | None) -> None:
-    event_id = db.record_event(conn, delivery)
     if event is None or event.reference is None or delivery.outcome != "received":
+        db.record(conn, delivery.mode, delivery.reference, "webhook", delivery=delivery)
         return
     if event.charge is not None:
-        payment = db.apply_charge(conn, event.charge, "webhook")
-        db.mark_event(conn, event_id, "applied" if payment else "noted", payment.id if payment else None)
+        db.apply_charge(conn, event.charge, "webhook", replace(delivery, outcome="applied"))
         return
+    payment = db.record(conn, delivery.mode, event.reference, "webhook", delivery=replace(delivery, outcome="noted"))
     if event.name.startswith("charge.dispute."):
-        db.open_incident(conn, delivery.mode, "dispute", event.reference, db.payment_of(conn, event.reference))
+        db.open_incident(conn, delivery.mode, "dispute", event.reference, payment.id if payment else None)
         if event.name == "charge.dispute.resolve":
             db.close_ended(conn, "webhook", ["dispute"], event.reference)
-    payment_id = db.payment_of(conn, event.reference)
-    if event.name.startswith("refund.") and payment_id is not None:
+    if event.name.startswith("refund.") and payment is not None:
         # An event may come before the answer to our own call, and without an id: it makes no row, it makes us look.
-        db.await_refunds(conn, payment_id)
-    elif event.name == "charge.success" and payment_id is not None:
-        db.look_now(conn, payment_id)  # money came, and the event does not say it readably: verify will
-    db.mark_event(conn, event_id, "noted", payment_id)
+        db.await_refunds(conn, payment.id)
+    elif event.name == "charge.success" and payment is not None:
+        db.look_now(conn, payment.id)  # money came, and the event does not say it readably: verify will
 
 
 # Looking

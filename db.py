@@ -4,6 +4,7 @@ Locks are always taken in the order key, payment, charge, so that no two transac
 """
 
 import base64
+import functools
 import hashlib
 import hmac
 import json
@@ -16,11 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psycopg
 import psycopg.rows
+import psycopg.sql
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -176,9 +180,17 @@ class Database:
         """As `run`, in one transaction whose changes of payments the audit trail puts down to `actor` and `why`."""
 
         def in_transaction(conn: BoundedConnection) -> T:
-            with conn.transaction():
-                set_actor(conn, actor, why)
-                return work(conn)
+            # BEGIN and the names in one round trip; of the other transactions' four, psycopg would make it five.
+            conn.execute(_begin(actor, why, is_notifying=conn.is_notifying))
+            try:
+                result = work(conn)
+            except BaseException:
+                if conn.info.transaction_status != TransactionStatus.UNKNOWN:  # the connection lives
+                    conn.execute("ROLLBACK")
+                raise
+            if conn.execute("COMMIT").statusmessage != "COMMIT":
+                raise psycopg.InternalError("a failed statement was overlooked: nothing was written")
+            return result
 
         return self.run(in_transaction)
 
@@ -269,6 +281,20 @@ def _is_worth_a_retry(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         return not isinstance(error, PoolTimeout | Frozen)
     return error.sqlstate.startswith(("08", "57P0", "40")) or error.sqlstate in ("25006", "25P03", "25P04")
+
+
+@functools.lru_cache(maxsize=64)
+def _begin(actor: str, why: str, *, is_notifying: bool) -> bytes:
+    """Begin a transaction and name who changes payments, and why, as `set_actor` does: two statements without
+    parameters are one message."""
+    return (
+        psycopg.sql.SQL(
+            "BEGIN; SELECT set_config('paygate.actor', {}, true), set_config('paygate.why', {}, true),"
+            " set_config('paygate.notify', {}, true)"
+        )
+        .format(actor, why, "on" if is_notifying else "off")
+        .as_bytes(None)
+    )
 
 
 def set_actor(conn: BoundedConnection, actor: str, why: str) -> None:
@@ -380,11 +406,8 @@ class Payment:
 PAYMENT_COLUMNS = tuple(each.name for each in fields(Payment))
 
 
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-
-
 def as_json(text: str | None) -> str:
-    return "null" if text is None else ENCODE(text)
+    return "null" if text is None else encode_basestring(text)
 
 
 def json_object(members: dict[str, str]) -> str:
@@ -425,15 +448,17 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
     """The payment of an id; None for one that is unknown, and for what is no id."""
     if not ID_PATTERN.fullmatch(payment_id):
         return None
-    # Most requests are this one: only what is needed, and no dict between the row and the payment.
-    query = f"SELECT {', '.join(PAYMENT_COLUMNS)} FROM payments WHERE id = %(id)s"  # noqa: S608  # names of ours
-    make_payment = psycopg.rows.args_row(Payment)
 
     def work(conn: BoundedConnection) -> Payment | None:
-        with conn.cursor(row_factory=make_payment) as cursor:
-            return cursor.execute(query.encode(), {"id": payment_id}).fetchone()
+        with conn.cursor(row_factory=MAKE_PAYMENT) as cursor:
+            return cursor.execute(FIND_PAYMENT, {"id": payment_id}).fetchone()
 
     return database.run(work)
+
+
+# Most requests are this one: only what is needed, and no dict between the row and the payment.
+FIND_PAYMENT = f"SELECT {', '.join(PAYMENT_COLUMNS)} FROM payments WHERE id = %(id)s".encode()  # noqa: S608  # ours
+MAKE_PAYMENT = psycopg.rows.args_row(Payment)
 
 
 # Keys: reserve, give back, settle
@@ -621,7 +646,8 @@ def settle_checkout(database: Database, reservation: Reservation, payment: Payme
             ), opened AS (
                 UPDATE payments SET checkout_url = %(checkout_url)s, attempt = %(attempt)s
                   FROM ours
-                 WHERE id = payment_id AND status = 'pending' AND checkout_url IS NULL
+                 -- pending, in words that match no index: the planner would walk all that are, for this one
+                 WHERE id = payment_id AND payment_rank(status) = 0 AND checkout_url IS NULL
                 RETURNING id
             )
             UPDATE idempotency_keys
@@ -710,42 +736,114 @@ def _lease(reservation: Reservation) -> dict[str, Any]:
 # Charges and events
 
 
-def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> Payment | None:
+@dataclass(frozen=True)
+class Delivery:
+    """A signed webhook to be stored. `body` is None for what is not ours.
+
+    `outcome` is what has become of it when the transaction ends: `applied` (which is `noted` where no payment has its
+    reference), or `noted` where it only makes something else happen, or `received`: still to be handled.
+    """
+
+    mode: str
+    body_digest: bytes
+    outcome: str
+    name: str | None = None
+    reference: str | None = None
+    body: str | None = None
+
+
+def apply_charge(
+    conn: BoundedConnection, charge: money.Charge, actor: str, delivery: Delivery | None = None
+) -> Payment | None:
     """Record that money came and move its payment on, in the caller's transaction (for `charge`). Safe to repeat.
 
     The first charge of a payment is its own: `completed` when it pays for it, else `review` and an incident. Every
     other one opens an incident and changes nothing. Returns the payment as it stood, or None when none of this mode has
-    the reference: an incident too.
+    the reference: an incident too. `delivery`: the webhook that told of it, stored with it.
     """
-    base = REFERENCE_PATTERN.fullmatch(charge.reference)
-    row = conn.execute(
-        """
-        WITH payment AS MATERIALIZED (
-            SELECT * FROM payments WHERE reference = %(base)s AND mode = %(mode)s FOR UPDATE
-        ), recorded AS (
-            INSERT INTO charges (reference, payment_id, mode, provider_id, amount_minor, requested_minor, fees_minor,
-                                 currency, channel, paid_at, source)
-            SELECT %(reference)s, id, mode, %(provider_id)s, %(amount_minor)s, %(requested_minor)s, %(fees_minor)s,
-                   %(currency)s, %(channel)s, %(paid_at)s, %(source)s
-              FROM payment
-            ON CONFLICT (reference) DO NOTHING
-        )
-        SELECT * FROM payment
-        """,
-        {**vars(charge), "base": base[1] if base else None, "source": actor},
-    ).fetchone()
-    if row is None:
+    payment = record(conn, charge.mode, charge.reference, actor, charge=charge, delivery=delivery)
+    if payment is None:
         open_incident(conn, charge.mode, "unknown_reference", charge.reference)
-        return None
-    payment = Payment.of(row)
-    if payment.charge_reference is None:
+    elif payment.charge_reference is None:
         _follow_charge(conn, payment, charge, actor)
     elif payment.charge_reference != charge.reference:
         open_incident(conn, payment.mode, "second_charge", charge.reference, payment.id)
         return payment
-    if charge.is_reversed:
+    if payment is not None and charge.is_reversed:
         await_refunds(conn, payment.id, is_reversed=True)
     return payment
+
+
+def record(
+    conn: BoundedConnection,
+    mode: str,
+    reference: str | None,
+    actor: str,
+    *,
+    charge: money.Charge | None = None,
+    delivery: Delivery | None = None,
+) -> Payment | None:
+    """Store what came about a reference, a charge or a webhook or both, each once, and lock the payment that it names
+    (any of its nine): the payment, or None where none of this mode has it. One statement, so one round trip.
+
+    A webhook that comes again is counted, and one that was handled keeps its outcome. Of an erased payment its body is
+    not kept once it is handled; the lock lets an erasure be seen here, or see this event.
+    """
+    base = REFERENCE_PATTERN.fullmatch(reference or "")
+    row = conn.execute(
+        """
+        WITH payment AS MATERIALIZED (
+            SELECT * FROM payments WHERE reference = %(base)s FOR UPDATE
+        ), charged AS (
+            INSERT INTO charges (reference, payment_id, mode, provider_id, amount_minor, requested_minor, fees_minor,
+                                 currency, channel, paid_at, source)
+            SELECT %(reference)s, id, mode, %(provider_id)s, %(amount_minor)s, %(requested_minor)s, %(fees_minor)s,
+                   %(currency)s, %(channel)s, %(paid_at)s, %(actor)s
+              FROM payment WHERE mode = %(mode)s AND %(has_charge)s
+            ON CONFLICT (reference) DO NOTHING
+        ), handled AS MATERIALIZED (
+            SELECT CASE WHEN %(outcome)s = 'applied' AND ours.id IS NULL THEN 'noted' ELSE %(outcome)s END AS outcome,
+                   ours.id, (SELECT erased_at FROM payment) AS erased_at
+              FROM (SELECT) AS one LEFT JOIN payment AS ours ON ours.mode = %(mode)s
+             WHERE %(has_delivery)s
+        ), delivered AS (
+            INSERT INTO provider_events AS e (mode, digest, name, reference, payment_id, body, outcome, applied_at,
+                                              retry_at)
+            SELECT %(mode)s, %(body_digest)s, %(name)s, %(reference)s,
+                   CASE WHEN outcome IN ('applied', 'noted') THEN id END,
+                   CASE WHEN outcome = 'received' OR erased_at IS NULL THEN %(body)s::text END,
+                   outcome,
+                   CASE WHEN outcome = 'applied' THEN clock_timestamp() END,
+                   CASE WHEN outcome = 'received' THEN clock_timestamp() END
+              FROM handled
+            ON CONFLICT (mode, digest) DO UPDATE
+               SET deliveries = e.deliveries + 1,
+                   outcome = CASE WHEN excluded.outcome = 'received' THEN e.outcome ELSE excluded.outcome END,
+                   payment_id = coalesce(e.payment_id, excluded.payment_id),
+                   applied_at = CASE WHEN excluded.outcome = 'received' THEN e.applied_at
+                                     WHEN excluded.outcome = 'applied' THEN coalesce(e.applied_at, clock_timestamp())
+                                END,
+                   retry_at = CASE WHEN excluded.outcome = 'received' THEN e.retry_at END,
+                   body = CASE WHEN excluded.body IS NOT NULL THEN e.body END
+        )
+        SELECT * FROM payment
+        """,
+        {
+            **(NO_CHARGE if charge is None else vars(charge)),
+            **(NO_DELIVERY if delivery is None else vars(delivery)),
+            "mode": mode,
+            "reference": reference,
+            "base": base[1] if base else None,
+            "actor": actor,
+            "has_charge": charge is not None,
+            "has_delivery": delivery is not None,
+        },
+    ).fetchone()
+    return Payment.of(row) if row is not None and row["mode"] == mode else None
+
+
+NO_CHARGE = dict.fromkeys(each.name for each in fields(money.Charge))
+NO_DELIVERY = dict.fromkeys(each.name for each in fields(Delivery))
 
 
 def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Charge, actor: str) -> None:
@@ -814,67 +912,6 @@ def note_incident(database: Database, payment: Payment, kind: str) -> None:
     """Open an incident about a whole payment."""
     database.transaction(
         payment.source, "by_hand", lambda conn: open_incident(conn, payment.mode, kind, payment.id, payment.id)
-    )
-
-
-def payment_of(conn: BoundedConnection, reference: str) -> str | None:
-    """The id of the payment that a reference names, any of its nine."""
-    base = REFERENCE_PATTERN.fullmatch(reference)
-    row = conn.execute(
-        "SELECT id FROM payments WHERE reference = %(base)s", {"base": base[1] if base else None}
-    ).fetchone()
-    return row["id"] if row else None
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A signed webhook to be stored. `body` is None for what is not ours."""
-
-    mode: str
-    body_digest: bytes
-    outcome: str
-    name: str | None = None
-    reference: str | None = None
-    body: str | None = None
-
-
-def record_event(conn: BoundedConnection, delivery: Delivery) -> int:
-    """Store a webhook, once for each different body, and return its id. One that was handled keeps its outcome.
-
-    Of an erased payment the body is not kept; one that is still to be applied loses it then (see `mark_event`). The
-    payment is locked, so that an erasure is either seen here or sees this event.
-    """
-    base = REFERENCE_PATTERN.fullmatch(delivery.reference or "")
-    row = _one(
-        conn,
-        """
-        WITH payment AS MATERIALIZED (
-            SELECT erased_at FROM payments WHERE reference = %(base)s FOR UPDATE
-        )
-        INSERT INTO provider_events (mode, digest, name, reference, body, outcome, retry_at)
-        SELECT %(mode)s, %(body_digest)s, %(name)s, %(reference)s,
-               CASE WHEN %(outcome)s = 'received' OR (SELECT erased_at FROM payment) IS NULL THEN %(body)s::text END,
-               %(outcome)s, CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END
-        ON CONFLICT (mode, digest) DO UPDATE SET deliveries = provider_events.deliveries + 1
-        RETURNING id
-        """,
-        {**vars(delivery), "base": base[1] if base else None},
-    )
-    return int(row["id"])
-
-
-def mark_event(conn: BoundedConnection, event_id: int, outcome: str, payment_id: str | None) -> None:
-    """Store that an event has been handled: `applied`, or `noted` where it only made something else happen."""
-    conn.execute(
-        """
-        UPDATE provider_events
-           SET outcome = %(outcome)s, retry_at = NULL, payment_id = %(payment_id)s,
-               body = CASE WHEN NOT EXISTS (SELECT FROM payments p
-                                             WHERE p.id = %(payment_id)s AND p.erased_at IS NOT NULL) THEN body END,
-               applied_at = CASE WHEN %(outcome)s = 'applied' THEN coalesce(applied_at, clock_timestamp()) END
-         WHERE id = %(id)s AND outcome IN ('received', 'applied', 'noted')
-        """,
-        {"id": event_id, "outcome": outcome, "payment_id": payment_id},
     )
 
 

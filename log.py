@@ -70,7 +70,11 @@ class Line(logging.Formatter):
             "event": words,
             **(fields or {}),
         }
-        return json.dumps(line, ensure_ascii=False)
+        return ENCODE(line)
+
+
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+"""json.dumps with an option would make an encoder for each line."""
 
 
 QUOTING_WORDS = ("Invalid request", "Error handling request")

@@ -26,10 +26,9 @@ class Notifier:
     """The merchant's receiver. With two secrets each body bears both signatures, while one replaces the other."""
 
     def __init__(self, url: str, secrets: tuple[bytes, ...], within_seconds: float = CALL_SECONDS) -> None:
-        self.url = url
         self.secrets = secrets
         self.within_seconds = within_seconds
-        self.caller = calls.Caller({"Content-Type": "application/json", "User-Agent": "paygate"})
+        self.caller = calls.Caller(url, {"Content-Type": "application/json", "User-Agent": "paygate"})
 
     def deliver_next(self, database: db.Database, mode: str) -> bool:
         """Deliver the notification that is most overdue; False when none is due."""
@@ -55,12 +54,10 @@ class Notifier:
             "webhook-signature": " ".join(sign(secret, webhook_id, timestamp, body) for secret in self.secrets),
         }
         try:
-            response, _ = self.caller.call(
-                "POST", self.url, self.within_seconds, LARGEST_ANSWER, body.encode(), headers
-            )
+            response, _ = self.caller.call("POST", "", self.within_seconds, LARGEST_ANSWER, body.encode(), headers)
         except calls.Failed as failed:  # nobody needs an answer's body: its status says all
             return str(failed.status or failed)
-        return str(response.status_code)
+        return str(response.status)
 
 
 def sign(secret: bytes, webhook_id: str, timestamp: str, body: str) -> str:

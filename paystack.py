@@ -7,14 +7,13 @@ then the members that are needed (https://paystack.com/docs/api/). What cannot b
 import email.utils
 import hashlib
 import hmac
+import http.client
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-
-import requests
 
 import calls
 from money import Charge, Refund
@@ -110,7 +109,8 @@ class Gateway:
         if url != PAYSTACK_URL:
             self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
         self.caller = calls.Caller(
-            {"Authorization": f"Bearer {keys[0]}", "Accept": "application/json", "Content-Type": "application/json"}
+            url,
+            {"Authorization": f"Bearer {keys[0]}", "Accept": "application/json", "Content-Type": "application/json"},
         )
 
     def initialize(
@@ -226,7 +226,7 @@ class Gateway:
         Raises Unavailable and Misconfigured. https://paystack.com/docs/api/integration/#fetch-timeout
         """
         response, answer = self._ask("GET", "/integration/payment_session_timeout", self.timeout_seconds)
-        if response.status_code != 200:
+        if response.status != 200:
             raise Misconfigured
         try:
             moment = email.utils.parsedate_to_datetime(response.headers["Date"])
@@ -266,21 +266,21 @@ class Gateway:
         self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
     ) -> tuple[int, dict[str, Any]]:
         response, answer = self._ask(method, path, within_seconds, body)
-        return response.status_code, answer
+        return response.status, answer
 
     def _ask(
         self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
-    ) -> tuple[requests.Response, dict[str, Any]]:
+    ) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
         """One call, `within_seconds` in all, and the JSON object in its answer, for 200 and for a 4xx that says why.
 
         Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
         """
         try:
             sent = None if body is None else json.dumps(body).encode()
-            response, content = self.caller.call(method, self.url + path, within_seconds, LARGEST_ANSWER, sent)
+            response, content = self.caller.call(method, path, within_seconds, LARGEST_ANSWER, sent)
         except calls.Failed as failed:
             raise Unavailable(str(failed)) from failed
-        status = response.status_code
+        status = response.status
         if status == 429:
             raise Unavailable("429", _retry_after(response.headers.get("Retry-After", "")))
         if status != 200 and not 400 <= status < 500:

@@ -470,3 +470,22 @@ CREATE TRIGGER payment_events_are_never_changed BEFORE UPDATE OR DELETE OR TRUNC
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER the_secret_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON secrets
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+
+-- migration 2: the same rules, for less of the processor's time
+
+-- Checks call this for each row that is written. As SQL, and STRICT, it cannot be inlined and was parsed each time: a
+-- tenth of what a payment costs the database.
+CREATE OR REPLACE FUNCTION payment_rank(status text) RETURNS integer LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+    RETURN CASE status
+        WHEN 'pending' THEN 0
+        WHEN 'failed' THEN 1
+        WHEN 'expired' THEN 1
+        WHEN 'review' THEN 2
+        WHEN 'completed' THEN 3
+        WHEN 'partially_refunded' THEN 4
+        WHEN 'refunded' THEN 5
+    END;
+END
+$$;

@@ -163,25 +163,25 @@ class Webhook:
         body = req.bounded_stream.read()
         charge = json.loads(body)["data"]
         with self.pool.connection() as conn, conn.transaction():
-            conn.execute("SELECT set_config('floor.actor', %s, true)", ("webhook",))
-            event_id = one(
-                conn,
-                "INSERT INTO provider_events (digest, body) VALUES (%s, %s) RETURNING id",
-                (hashlib.sha256(body).digest(), body.decode()),
-            )
             payment_id = one(
                 conn,
                 """
                 WITH payment AS MATERIALIZED (SELECT id FROM payments WHERE reference = %s FOR UPDATE),
+                event AS (INSERT INTO provider_events (digest, body, applied_at) VALUES (%s, %s, now())),
                 charge AS (INSERT INTO charges (reference, payment_id, amount_minor) SELECT %s, id, %s FROM payment)
                 SELECT id FROM payment
                 """,
-                (charge["reference"], charge["reference"], charge["amount"]),
+                (
+                    charge["reference"],
+                    hashlib.sha256(body).digest(),
+                    body.decode(),
+                    charge["reference"],
+                    charge["amount"],
+                ),
             )
             conn.execute(
                 "UPDATE payments SET status = 'completed', paid_at = %s WHERE id = %s", (charge["paid_at"], payment_id)
             )
-            conn.execute("UPDATE provider_events SET applied_at = now() WHERE id = %s", (event_id,))
         resp.media = RECEIVED
 
 

@@ -27,7 +27,7 @@ IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if
 
 
 def read_yaml(path: str) -> list[Any]:
-    """The documents in a file. PyYAML comes with `responses`, without types."""
+    """The documents in a file. PyYAML comes without types."""
     return list(importlib.import_module("yaml").safe_load_all((ROOT / path).read_text(encoding="utf-8")))
 
 

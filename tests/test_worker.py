@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import checkout
 import worker
-from backstage import age, at_once, end_time, initialize_before, look, make_due, meanwhile, worker_of
+from backstage import age, at_once, end_time, initialize_before, look, look_at_all, make_due, meanwhile, worker_of
 from invariants import check_books
 from sandbox import Sandbox
 from shop import ROOT, Shop, environment, open_shop, query, sandbox, shop, wait_until  # noqa: F401
@@ -37,7 +37,7 @@ def seconds_to_the_next_look(shop: Shop, payment_id: str) -> float | None:
 @contextmanager
 def working(shop: Shop, **settings: str) -> Iterator[worker.Worker]:
     """The worker's threads, as a web process runs them."""
-    background = worker_of(shop)
+    background = worker_of(shop, worker.LOOKS_PER_SECOND)
     background.start()
     try:
         yield background
@@ -371,8 +371,7 @@ def test_two_workers_never_look_at_one_payment_at_once(shop: Shop) -> None:
     age(shop.database_url, None, HOUR)  # so that none is due again before the end
     make_due(shop.database_url)
     shop.sandbox.configure(latency_seconds=0.02)
-    at_once([worker_of(shop).look for _ in range(6)])
-    worker_of(shop).look()
+    at_once([lambda: look_at_all(shop)] * 6)
     calls = [shop.sandbox.calls("verify", row["reference"]) for row in shop.sql("SELECT reference FROM payments")]
     assert calls == [1] * 24
 
@@ -423,8 +422,39 @@ def test_a_provider_that_asks_for_a_pause_gets_it_and_then_goes_on_with_all(open
     with working(shop):
         wait_until(lambda: shop.sandbox.calls("verify") == 1)
         time.sleep(1.5)
-        assert shop.sandbox.calls("verify") == 1
+        assert shop.sandbox.calls("verify") == 1, "one of the lookers did not hear of it"
         wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) >= 2, 5)
+
+
+def test_a_provider_is_not_flooded_after_an_outage(open_shop: Callable[..., Shop]) -> None:
+    """With everything due at once a process asks ten times a second, oldest first."""
+    shop = open_shop(WORKER_INTERVAL="0.05")
+    payments = [shop.created() for _ in range(40)]
+    shop.sandbox.fault("list-transactions", "empty-list", times=None)
+    for number, payment in enumerate(payments):
+        shop.sql(
+            "UPDATE payments SET look_at = now() - make_interval(secs => %s) WHERE id = %s", 90 - number, payment["id"]
+        )
+    with working(shop):
+        wait_until(lambda: shop.sandbox.calls("verify") >= 5)
+        first = shop.sandbox.calls("verify")
+        time.sleep(1)
+        in_a_second = shop.sandbox.calls("verify") - first
+    assert 4 <= in_a_second <= 11
+    looked = shop.sql("SELECT id FROM payments WHERE looked_at IS NOT NULL ORDER BY looked_at")
+    assert {row["id"] for row in looked} == {payment["id"] for payment in payments[: len(looked)]}
+
+
+def test_a_provider_that_hangs_holds_up_one_look_and_not_all(open_shop: Callable[..., Shop]) -> None:
+    shop = open_shop(WORKER_INTERVAL="0.05", PAYSTACK_TIMEOUT="10")
+    payments = [shop.created() for _ in range(4)]
+    for payment in payments:
+        shop.sandbox.pay(payment["reference"])
+    shop.sandbox.fault("list-transactions", "empty-list", times=None)
+    shop.sandbox.fault("verify", "time-out-before", times=1, seconds=8)
+    make_due(shop.database_url)
+    with working(shop):
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 3, 5)
 
 
 def test_a_worker_touches_payments_of_its_own_mode_only(shop: Shop, database_url: str) -> None:
