@@ -226,6 +226,7 @@ def reading(url: str) -> Iterator[BoundedConnection]:
             )
         ) as conn:
             conn.patience_seconds = READING_SECONDS
+            check_search_path(conn)
             conn.execute(
                 """
                 SELECT set_config('statement_timeout', %(ms)s, false), set_config('TimeZone', 'UTC', false),
@@ -252,9 +253,26 @@ def connection_defaults(url: str) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in given}
 
 
+def check_search_path(conn: psycopg.Connection[Any]) -> None:
+    """Raises Unavailable unless the search_path that the URL's `options` name is in force. A pooler may ignore them
+    (pgbouncer with `ignore_startup_parameters = options` does, without a word), and one business would find itself
+    among another's payments."""
+    named = re.findall(r"search_path=((?:\\.|\S)+)", conn.info.options)
+    if named:
+        in_force = str(conn.cursor(row_factory=psycopg.rows.scalar_row).execute("SHOW search_path").fetchone())
+        if _plain(in_force) != _plain(named[-1]):
+            raise Unavailable(f"its search_path is {in_force}, not {named[-1]} as in the URL: a pooler ignores options")
+
+
+def _plain(search_path: str) -> str:
+    """Without the spaces, quotes and backslashes in which two that mean the same may differ."""
+    return re.sub(r'[\s"\\]', "", search_path)
+
+
 def _configure(conn: BoundedConnection) -> None:
     """Whatever the role's defaults are: the isolation level that the statements here are written for, and an end, a
     little before ours, to what the server does for a request that has given up."""
+    check_search_path(conn)
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     conn.execute(
         """
@@ -1959,6 +1977,7 @@ def migrate(url: str) -> list[int]:
     """
     try:
         with psycopg.connect(url, autocommit=True, prepare_threshold=None, **connection_defaults(url)) as conn:
+            check_search_path(conn)
             conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             conn.execute("SELECT set_config('lock_timeout', '2s', false)")
             return [number for number, block in migrations() if _migrate_one(conn, number, block)]

@@ -43,6 +43,7 @@ class Relay:
         self.url = f"postgresql://{user}@127.0.0.1:{port}{parts.path}?sslmode=disable&gssencmode=disable"
         self.moments: list[Moment] = []  # that are still to come
         self.all_moments: list[Moment] = []
+        self.replaced = (b"", b"")
         self.sockets: set[socket.socket] = set()
         self.lock = threading.Lock()
 
@@ -64,6 +65,11 @@ class Relay:
     def after(self, words: bytes) -> Moment:
         """Let the next message with `words` in it through, and hold back what the server replies."""
         return self._expect(Moment(words, after=True))
+
+    def replace(self, words: bytes, by: bytes) -> None:
+        """From now on pass `by`, which is of the same length, on where a client sends `words`."""
+        assert len(words) == len(by)
+        self.replaced = (words, by)
 
     def cut(self) -> None:
         """End all connections, as a failing network does."""
@@ -104,7 +110,7 @@ class Relay:
             while data := client.recv(1 << 16):
                 moment = self._moment_of(data)
                 if moment is None:
-                    server.sendall(data)
+                    server.sendall(data.replace(*self.replaced) if self.replaced[0] else data)
                     continue
                 if moment.after:
                     held.append(moment)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import psycopg
 import psycopg.rows
@@ -461,19 +461,3 @@ def test_a_database_without_the_schema_is_not_ready_until_it_is_migrated(
     assert shop.client.simulate_get("/readyz").status_code == 503
     db.migrate(empty_url)
     assert shop.client.simulate_get("/readyz").status_code == 200
-
-
-def test_two_businesses_share_a_database_each_in_a_schema_of_its_own(
-    empty_url: str, open_shop: Callable[..., Shop]
-) -> None:
-    urls = {name: f"{empty_url}&options={quote(f'-csearch_path={name}')}" for name in ("ada", "ben")}
-    for name, url in urls.items():
-        with psycopg.connect(empty_url, autocommit=True) as conn:
-            conn.execute(f"CREATE SCHEMA {name}".encode())
-        assert db.migrate(url) == ALL
-    ada, ben = (open_shop(DATABASE_URL=url) for url in urls.values())
-    payment = ada.created(key="one")
-    ada.pay(payment["reference"])
-    assert ada.get(payment["id"])["status"] == "completed"
-    assert ben.client.simulate_get(f"/api/v1/payments/{payment['id']}").status_code == 404
-    assert ben.created(key="one")["id"] != payment["id"]
