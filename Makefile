@@ -1,4 +1,4 @@
-.PHONY: help setup run test browser check pins bench image-check torture overload failover
+.PHONY: help setup run test browser check pins bench bench-scale image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
@@ -10,6 +10,7 @@ help:
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
 	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
 	@echo "make bench   what a request costs, against the least it could (ARGS=--quick: in under two minutes)"
+	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
 	@echo "make pins    raise the pinned requirements to the newest"
 
@@ -43,6 +44,9 @@ failover: setup
 
 bench: setup
 	.venv/bin/python -m bench $(ARGS)
+
+bench-scale: setup
+	.venv/bin/python -m bench.scale $(ARGS)
 
 image-check: setup
 	.venv/bin/python -m deploy.replay_dockerfile $(ARGS)
