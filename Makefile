@@ -1,17 +1,18 @@
-.PHONY: help setup run test browser check pins bench bench-scale image-check torture overload failover
+.PHONY: help setup run test browser check pins sbom bench bench-scale image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
 	@echo "make run     all of it on this machine: database, provider's sandbox, server and worker"
 	@echo "make test    the whole suite (ARGS='-k refund' chooses)"
 	@echo "make browser    the customer's pages in Chromium (ARGS='-k double'; PICTURES=FOLDER keeps what they look like)"
-	@echo "make check   lint, types, lines of code, duplicated code, requirements and their lock"
+	@echo "make check   lint, types, lines of code, duplicated code, requirements, their lock and their licences"
 	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
 	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
 	@echo "make bench   what a request costs, against the least it could (ARGS=--quick: in under two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
+	@echo "make sbom    the bill of materials of what runs (CycloneDX), into paygate.cdx.json"
 	@echo "make pins    raise the pinned requirements to the newest"
 
 setup:
@@ -51,6 +52,9 @@ bench-scale: setup
 image-check: setup
 	.venv/bin/python -m deploy.replay_dockerfile $(ARGS)
 
+sbom: setup
+	@.ci/sbom
+
 # --universal: one lock for every platform and every Python from 3.11 on.
 PIN = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header
 
@@ -58,3 +62,4 @@ pins: setup
 	$(PIN) requirements.in -o requirements.txt
 	$(PIN) requirements-dev.in -o requirements-dev.txt
 	$(PIN) requirements-browser.in -o requirements-browser.txt
+	$(PIN) requirements-sbom.in -o requirements-sbom.txt

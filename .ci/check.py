@@ -1,12 +1,25 @@
-"""What no linter looks at: how much code there is to read, and whether the requirements are in step with their lock."""
+"""What no linter looks at: how much code there is to read, whether the requirements are in step with their lock, and
+under which licences they come."""
 
 import ast
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 
 NOT_THE_PRODUCT = ("embedded.py", "sandbox.py")
 AIM = 2000
+REQUIREMENTS = ("requirements.in", "requirements-dev.in", "requirements-browser.in", "requirements-sbom.in")
+FREE = {"Apache-2.0", "BSD-3-Clause", "MIT", "PSF-2.0"}
+"""Licences that ask for no more than to be named."""
+COPYLEFT = {
+    "certifi": "MPL-2.0",
+    "psycopg": "LGPL-3.0-only",
+    "psycopg-binary": "LGPL-3.0-only",
+    "psycopg-pool": "LGPL-3.0-only",
+    "tqdm": "MPL-2.0 AND MIT",
+}
+"""Those that ask for more, of their own files alone: each is installed unchanged, and imported."""
 
 
 def main() -> int:
@@ -15,8 +28,8 @@ def main() -> int:
     for name, count in sorted(counts.items(), key=lambda pair: -pair[1]):
         print(f"{count:6,} {name}")
     print(f"{sum(counts.values()):6,} lines of code without blank lines, comments and docstrings; the aim is {AIM:,}")
-    sources = ("requirements.in", "requirements-dev.in", "requirements-browser.in")
-    problems = [*(problem for source in sources for problem in out_of_step(source)), *differing_pins()]
+    steps = [problem for source in REQUIREMENTS for problem in out_of_step(source)]
+    problems = [*steps, *differing_pins(), *licences()]
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
@@ -60,6 +73,38 @@ def differing_pins() -> list[str]:
 
 def pins(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z][\w-]*)(?:\[.*?\])?==(\S+)", Path(lock).read_text(), re.MULTILINE))
+
+
+def licences() -> list[str]:
+    """Where README's table of what runs differs from the lock, from what a package states, or from what we may use."""
+    listed, problems = licences_listed(), []
+    for name in pins("requirements.txt"):
+        licence, stated = listed.pop(name, "none"), licence_stated(name)
+        if stated not in (None, licence):
+            problems.append(f"README.md gives {name} the licence {licence}, its package {stated}")
+        if licence not in FREE and COPYLEFT.get(name) != licence:
+            problems.append(f"the licence of {name} ({licence}) is none that .ci/check.py names: may we use it?")
+    return [*problems, *(f"README.md lists {name}, which is not in requirements.txt" for name in listed)]
+
+
+def licences_listed() -> dict[str, str]:
+    """By README's table of dependencies: a licence for each name before it, and one in brackets after a name."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    table = text[text.index("| dependency | licence |") :].split("\n\n", 1)[0]
+    listed: dict[str, str] = {}
+    for names, licence, reason in re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)[1:]:
+        listed |= dict.fromkeys(names.split(", "), licence)
+        listed |= dict(re.findall(r"([a-z][\w-]*) \(([^)]+)\)", reason))
+    return listed
+
+
+def licence_stated(name: str) -> str | None:
+    """None where the package is for another platform than this one, and not installed."""
+    try:
+        facts = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        return None
+    return facts["License-Expression"] or facts["License"] or "unknown"
 
 
 if __name__ == "__main__":
