@@ -1,4 +1,4 @@
-.PHONY: help setup run test browser check pins sbom bench bench-scale image-check torture overload failover
+.PHONY: help setup run test browser check pins sbom bench bench-scale bench-drain image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
@@ -11,6 +11,7 @@ help:
 	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
 	@echo "make bench   what a request costs, against the least it could (ARGS=--quick: in under two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
+	@echo "make bench-drain   100,000 looks and notifications after an outage (ARGS=--quick: in a minute)"
 	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
 	@echo "make sbom    the bill of materials of what runs (CycloneDX), into paygate.cdx.json"
 	@echo "make pins    raise the pinned requirements to the newest"
@@ -48,6 +49,9 @@ bench: setup
 
 bench-scale: setup
 	.venv/bin/python -m bench.scale $(ARGS)
+
+bench-drain: setup
+	.venv/bin/python -m bench.drain $(ARGS)
 
 image-check: setup
 	.venv/bin/python -m deploy.replay_dockerfile $(ARGS)

@@ -84,7 +84,8 @@ class Worker:
 
     def look(self) -> float:
         """Look at the payment most overdue; how many seconds to pause before the next."""
-        self.pace.wait(self.stopping)
+        if not self.pace.wait(self.stopping):
+            return self.interval_seconds
         try:
             return 0 if checkout.look_at_due(self.database, self.gateway) else self.interval_seconds
         except paystack.Unavailable as asked:
@@ -148,16 +149,17 @@ class Pace:
         self.lock = threading.Lock()
         self.next_at = 0.0
 
-    def wait(self, stopping: threading.Event) -> None:
-        """Wait until it is the caller's turn, which is over then; or until we stop."""
+    def wait(self, stopping: threading.Event) -> bool:
+        """Wait until it is the caller's turn, which is over then. False when we stop first."""
         while not stopping.is_set():
             with self.lock:
                 now = time.monotonic()
                 if now >= self.next_at:
                     self.next_at = now + self.gap_seconds
-                    return
+                    return True
                 seconds = self.next_at - now
             stopping.wait(seconds)
+        return False
 
     def hold(self, seconds: float) -> None:
         with self.lock:
