@@ -9,7 +9,7 @@ help:
 	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
 	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
-	@echo "make bench   what a request costs, against the least it could (ARGS=--quick: in under two minutes)"
+	@echo "make bench   what a request costs, against the least it could and a Django app (ARGS=--quick: without it, in two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make bench-drain   100,000 looks and notifications after an outage (ARGS=--quick: in a minute)"
 	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
@@ -59,11 +59,11 @@ image-check: setup
 sbom: setup
 	@.ci/sbom
 
-# --universal: one lock for every platform and every Python from 3.11 on.
-PIN = .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header
+# --universal: one lock for every platform and every Python from 3.11 on. The first two bind the others.
+LOCKS = requirements requirements-dev $(filter-out requirements requirements-dev,$(basename $(wildcard requirements*.in)))
 
 pins: setup
-	$(PIN) requirements.in -o requirements.txt
-	$(PIN) requirements-dev.in -o requirements-dev.txt
-	$(PIN) requirements-browser.in -o requirements-browser.txt
-	$(PIN) requirements-sbom.in -o requirements-sbom.txt
+	for lock in $(LOCKS); do \
+		.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+			$$lock.in -o $$lock.txt || exit 1; \
+	done

@@ -9,7 +9,6 @@ from pathlib import Path
 
 NOT_THE_PRODUCT = ("embedded.py", "sandbox.py")
 AIM = 2000
-REQUIREMENTS = ("requirements.in", "requirements-dev.in", "requirements-browser.in", "requirements-sbom.in")
 FREE = {"Apache-2.0", "BSD-3-Clause", "MIT", "PSF-2.0"}
 """Licences that ask for no more than to be named."""
 COPYLEFT = {
@@ -28,7 +27,7 @@ def main() -> int:
     for name, count in sorted(counts.items(), key=lambda pair: -pair[1]):
         print(f"{count:6,} {name}")
     print(f"{sum(counts.values()):6,} lines of code without blank lines, comments and docstrings; the aim is {AIM:,}")
-    steps = [problem for source in REQUIREMENTS for problem in out_of_step(source)]
+    steps = [problem for source in sorted(Path().glob("requirements*.in")) for problem in out_of_step(source)]
     problems = [*steps, *differing_pins(), *licences()]
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -48,26 +47,29 @@ def lines_of_sql(path: Path) -> int:
     return sum(not re.match(r"\s*(--|$)", line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
-def out_of_step(source: str) -> list[str]:
+def out_of_step(source: Path) -> list[str]:
     """What `source` asks for and its lock does not have, and the other way round."""
-    lock = source.replace(".in", ".txt")
-    wanted = set(re.findall(r"^[a-z][\w-]*", Path(source).read_text(), re.MULTILINE))
+    lock = source.with_suffix(".txt")
+    wanted = set(re.findall(r"^[a-z][\w-]*", source.read_text(), re.MULTILINE))
     locked = {
         name
         for name, origins in re.findall(
-            r"^([a-z][\w-]*)(?:\[.*?\])?==.*?((?:\n    .*)+)", Path(lock).read_text(), re.MULTILINE
+            r"^([a-z][\w-]*)(?:\[.*?\])?==.*?((?:\n    .*)+)", lock.read_text(), re.MULTILINE
         )
-        if re.search(rf"-r {re.escape(source)}$", origins, re.MULTILINE)
+        if re.search(rf"-r {re.escape(source.name)}$", origins, re.MULTILINE)
     }
     return [f"{lock} is out of step with {source} ({name}): make pins" for name in sorted(wanted ^ locked)]
 
 
 def differing_pins() -> list[str]:
-    run, dev = pins("requirements.txt"), pins("requirements-dev.txt")
+    """paygate is tested with what it runs with, and compared with what runs on the same packages."""
+    run, bench = pins("requirements.txt"), pins("requirements-bench.txt")
+    wanted = {"requirements-dev.txt": run.keys(), "requirements-bench.txt": run.keys() & bench.keys()}
     return [
-        f"requirements-dev.txt pins {name} unlike requirements.txt: make pins"
-        for name in run
-        if dev.get(name) != run[name]
+        f"{lock} pins {name} unlike requirements.txt: make pins"
+        for lock, names in wanted.items()
+        for name in sorted(names)
+        if pins(lock).get(name) != run[name]
     ]
 
 

@@ -1,11 +1,16 @@
-"""Measure paygate against the floor: `make bench`, or `make bench ARGS=--quick` in under two minutes.
+"""Measure paygate against the floor and a Django app: `make bench`; ARGS=--quick takes under two minutes.
 
-Every figure comes from one run on one machine. In randomised rounds the floor, paygate and the floor once more, as a
-control, do the same work on databases of one PostgreSQL, with the sandbox as the provider in a process of its own. What
-counts is the processor's time for 1,000 requests, of gunicorn with its workers; requests a second vary too much.
+Every figure comes from one run on one machine. In randomised rounds the floor, paygate, the Django app and the floor
+once more, as a control, do the same work on databases of one PostgreSQL, with the sandbox as the provider in a process
+of its own. What counts is the processor's time for 1,000 requests, of gunicorn with its workers and of the database;
+requests a second vary too much. Then each takes POSTs while the provider is slow, and starts a few times; and paygate
+and the Django app are asked what they do with what goes wrong.
+
+The Django app is installed into .venv-bench at the first run. Where that does not work the run goes on without it, and
+says so; --quick leaves it out unless --with-django.
 
 The run is void, and says so, when the control is more than 15 % off the floor, when any answer is neither 2xx nor the
-bulkhead's 503, or when answers and rows differ in number.
+bulkhead's 503, when answers and rows differ in number, or when paygate does the wrong thing.
 """
 
 import argparse
@@ -16,61 +21,32 @@ import random
 import re
 import secrets
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 
 import db
 import embedded
-from bench import floor, load, machine, subjects
-from bench.machine import Memory, Server
+from bench import environment, floor, load, machine, report, subjects
+from bench.machine import Server
+from bench.promises import Asker
+from bench.report import Sample, Samples, SlowRun, Statements
 from bench.subjects import GET, POST, WEBHOOK, WEBHOOK_ONE, Requests, Subject
 
 CONNECTIONS = 16
 SLOW_PROVIDER_SECONDS = 0.3
 SLOW_CONNECTIONS = 256
-CONTROL_MARGIN = 0.15
 LEAST_ROUNDS = 8
-
-GOALS = {POST: 1.3, GET: 1.4, WEBHOOK: 1.4}
-ACCEPTED_GOAL, MEMORY_GOAL_MIB, START_GOAL_SECONDS = 0.8, 150, 0.7
 
 
 class Void(Exception):
     """The run says nothing, and why."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One subject doing one kind of work, once. Seconds of the processor are for 1,000 requests."""
-
-    cpu_seconds: float
-    database_seconds: float
-    latencies_ms: list[float]
-
-
-@dataclass(frozen=True)
-class SlowRun:
-    """Paygate with a provider that takes its time."""
-
-    accepted_per_second: float
-    refused_per_second: float
-    capacity_per_second: float
-    cpu_seconds: float
-    latencies_ms: list[float]
-    memory: Memory
-
-
-Samples = dict[tuple[str, str], list[Sample]]
-"""By kind of work and name of the subject, one a round."""
 
 
 class Bench:
@@ -93,44 +69,52 @@ class Bench:
             "DB_POOL": "8",
             "RATE_LIMIT": "1000000/second",  # all requests come from one address; it is counted, and never over
         }
-        bare = subjects.floor_arguments({**self.env, "DATABASE_URL": self.cluster.url}, self.folder)
-        self.floor = Subject("floor", bare, self.floor_database("floor"), subjects.FLOOR_COUNTS)
-        self.control = Subject("control", bare, self.floor_database("control"), subjects.FLOOR_COUNTS)
-        self.paygate = self.paygate_subject("paygate")
+        self.bare = subjects.floor_arguments({**self.env, "DATABASE_URL": self.cluster.url}, self.folder)
+        self.make: dict[str, Callable[[str], Subject]] = {"floor": self.floor_subject, "paygate": self.paygate_subject}
+        if options.django_python:
+            self.make["django"] = self.django_subject
+        self.subjects = {name: make(name) for name, make in self.make.items()}
+        self.floor, self.paygate = self.subjects["floor"], self.subjects["paygate"]
+        self.control = self.floor_subject("control")
+        self.control.name = "control"
+        self.everyone = [*self.subjects.values(), self.control]
 
     def database(self, name: str) -> str:
         with psycopg.connect(self.cluster.url, autocommit=True) as conn:
             conn.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.cluster.url.replace("/postgres?", f"/{name}?")
 
-    def floor_database(self, name: str) -> str:
-        url = self.database(name)
+    def floor_subject(self, database: str) -> Subject:
+        url = self.database(database)
         with psycopg.connect(url) as conn:
             conn.execute(floor.SCHEMA)
-        return url
+        return Subject("floor", self.bare, url, subjects.FLOOR_COUNTS)
 
-    def paygate_subject(self, name: str) -> Subject:
-        url = self.database(name)
+    def paygate_subject(self, database: str) -> Subject:
+        url = self.database(database)
         db.migrate(url)
         return Subject("paygate", subjects.paygate_arguments(), url, subjects.PAYGATE_COUNTS)
 
+    def django_subject(self, database: str) -> Subject:
+        url, python = self.database(database), self.options.django_python
+        subjects.migrate_django(python, {**self.env, "DATABASE_URL": url})
+        return Subject("django", subjects.django_arguments(self.bare), url, subjects.DJANGO_COUNTS, python)
+
     @contextlib.contextmanager
     def serving(self, subject: Subject, **env: str) -> Iterator[Server]:
-        with machine.serving(
-            subject.name, subject.arguments, {**self.env, "DATABASE_URL": subject.database_url, **env}, self.folder
-        ) as server:
+        env = {**self.env, "DATABASE_URL": subject.database_url, **env}
+        with machine.serving(subject.name, subject.arguments, env, self.folder, subject.python) as server:
             yield server
 
     # Rounds
 
-    def run_rounds(self) -> tuple[Samples, dict[tuple[str, str], int]]:
+    def run_rounds(self) -> tuple[Samples, Statements]:
         """All rounds, and how many statements each request costs each subject."""
         samples: Samples = defaultdict(list)
         with contextlib.ExitStack() as stack:
             # The background worker is off: its looks at unpaid payments are no part of the requests.
             servers = {
-                subject.name: stack.enter_context(self.serving(subject, RUN_WORKER="0"))
-                for subject in (self.floor, self.paygate, self.control)
+                subject.name: stack.enter_context(self.serving(subject, RUN_WORKER="0")) for subject in self.everyone
             }
             self.work_all(servers, number=100)
             statements = self.count_statements(servers)
@@ -144,11 +128,10 @@ class Bench:
     def work_all(self, servers: dict[str, Server], number: int) -> list[tuple[tuple[str, str], Sample]]:
         """One round: each kind of work by each subject, in random order."""
         found = []
-        everyone = [self.floor, self.paygate, self.control]
         for kind, doers in (
-            (POST, everyone),
-            (GET, everyone),
-            (WEBHOOK, everyone),
+            (POST, self.everyone),
+            (GET, self.everyone),
+            (WEBHOOK, self.everyone),
             (WEBHOOK_ONE, [self.floor]),
         ):
             for subject in self.random.sample(doers, len(doers)):
@@ -218,12 +201,12 @@ class Bench:
         if calls != (len(replies) if kind == POST else 0):
             raise Void(f"{subject.name}, {kind}: {len(replies)} answers, {calls} calls to the provider")
 
-    def count_statements(self, servers: dict[str, Server]) -> dict[tuple[str, str], int]:
+    def count_statements(self, servers: dict[str, Server]) -> Statements:
         """How many statements one request sends to the database, BEGIN and COMMIT counted, by the database's log."""
         self.set_log_statement("all")
         counts = {}
         for kind in (POST, GET, WEBHOOK, WEBHOOK_ONE):
-            for subject in (self.floor, self.paygate):
+            for subject in self.subjects.values():
                 if kind != WEBHOOK_ONE or subject is self.floor:
                     requests, _, _ = self.prepare(subject, kind, 1)
                     begins = self.cluster.log.stat().st_size
@@ -243,11 +226,11 @@ class Bench:
             conn.execute("SELECT pg_reload_conf()")
         time.sleep(0.3)
 
-    # A slow provider, memory, the start
+    # A slow provider, memory, the start, what goes wrong
 
-    def run_slow_provider(self) -> SlowRun:
-        """As many POSTs as get through while each call to the provider takes 0.3 s; the worker is on, as by default."""
-        subject = self.paygate_subject("slow")
+    def run_slow_provider(self, make: Callable[[str], Subject]) -> SlowRun:
+        """As many POSTs as get through while each call to the provider takes 0.3 s; as the service runs by default."""
+        subject = make(f"slow_{secrets.token_hex(4)}")
         subjects.ask(self.sandbox_url, "POST", "/_sandbox/configure", {"latency_seconds": SLOW_PROVIDER_SECONDS})
         try:
             with self.serving(subject) as server:
@@ -262,28 +245,38 @@ class Bench:
         refused = [reply for reply in replies if reply.is_busy]
         if len(accepted) + len(refused) != len(replies):
             other = next(reply for reply in replies if reply.status != 201 and not reply.is_busy)
-            raise Void(f"slow provider: {Counter(reply.status for reply in replies)}, among them {other.body[:300]!r}")
+            statuses = Counter(reply.status for reply in replies)
+            raise Void(f"{subject.name}, slow provider: {statuses}, among them {other.body[:300]!r}")
         if subject.count(POST) != len(accepted):
-            raise Void(f"slow provider: {len(accepted)} answers, {subject.count(POST)} rows")
+            raise Void(f"{subject.name}, slow provider: {len(accepted)} answers, {subject.count(POST)} rows")
         within = [reply for reply in accepted if begins <= reply.answered_at < ends]
-        slots = max(1, self.options.threads * 3 // 4)
         return SlowRun(
             accepted_per_second=len(within) / (ends - begins),
             refused_per_second=sum(begins <= reply.answered_at < ends for reply in refused) / (ends - begins),
-            capacity_per_second=self.options.processes * slots / SLOW_PROVIDER_SECONDS,
             cpu_seconds=used / len(accepted) * 1000,
             latencies_ms=[reply.ms for reply in within],
             memory=memory,
         )
 
+    @property
+    def capacity_per_second(self) -> float:
+        """What paygate's slots for the provider can take while it is slow."""
+        slots = max(1, self.options.threads * 3 // 4)
+        return float(self.options.processes * slots / SLOW_PROVIDER_SECONDS)
+
     def time_starts(self) -> dict[str, list[float]]:
         """Seconds from the start of gunicorn to the first 200, with the defaults, on a database that has its schema."""
-        found: dict[str, list[float]] = {"floor": [], "paygate": []}
+        found: dict[str, list[float]] = defaultdict(list)
         for _ in range(self.options.starts):
-            for subject in self.random.sample([self.floor, self.paygate], 2):
+            for subject in self.random.sample(list(self.subjects.values()), len(self.subjects)):
                 with self.serving(subject) as server:
                     found[subject.name].append(server.ready_seconds)
         return found
+
+    def ask_promises(self, make: Callable[[str], Subject]) -> dict[str, bool]:
+        subject = make(f"promises_{secrets.token_hex(4)}")
+        with self.serving(subject) as server:
+            return Asker(server, subject, self.requests, self.sandbox_url).ask_all()
 
 
 @contextlib.contextmanager
@@ -307,114 +300,6 @@ def sandbox(folder: Path) -> Iterator[str]:
         process.wait(10)
 
 
-# The report
-
-
-def report(
-    samples: Samples, statements: dict[tuple[str, str], int], slow: SlowRun, starts: dict[str, list[float]]
-) -> list[str]:
-    """Print the table, and return what makes the run void."""
-    rows = [
-        ["CPU", "floor", "paygate", "ratio", "goal", "control", "DB floor", "DB paygate", "DB ratio"],
-    ]
-    times = [["latency, ms", "p50 floor", "p50 paygate", "p99 floor", "p99 paygate", "statements floor, paygate"]]
-    void = []
-    for title, kind, floor_kind in (
-        ("POST", POST, POST),
-        ("GET", GET, GET),
-        ("webhook", WEBHOOK, WEBHOOK),
-        ("webhook ÷ one statement", WEBHOOK, WEBHOOK_ONE),
-    ):
-        least, paygate = samples[floor_kind, "floor"], samples[kind, "paygate"]
-        ratio = ratios(paygate, least)
-        database = [one.database_seconds / other.database_seconds for one, other in zip(paygate, least, strict=True)]
-        control = None
-        if floor_kind == kind:
-            control = ratios(samples[kind, "control"], least)
-            if abs(statistics.median(control) - 1) > CONTROL_MARGIN:
-                void.append(f"{title}: the control is at {statistics.median(control):.2f} of the floor")
-        goal = GOALS.get(kind) if floor_kind == kind else None
-        rows.append(
-            [
-                title,
-                f"{median_cpu(least):.3f}",
-                f"{median_cpu(paygate):.3f}",
-                f"{statistics.median(ratio):.2f} ({min(ratio):.2f}–{max(ratio):.2f})",
-                verdict(statistics.median(ratio), goal),
-                f"{statistics.median(control):.2f} ({min(control):.2f}–{max(control):.2f})" if control else "",
-                f"{statistics.median(each.database_seconds for each in least):.3f}",
-                f"{statistics.median(each.database_seconds for each in paygate):.3f}",
-                f"{statistics.median(database):.2f}",
-            ]
-        )
-        times.append(
-            [
-                title,
-                *(f"{percentile(each, share):.1f}" for share in (0.5, 0.99) for each in (least, paygate)),
-                f"{statements[floor_kind, 'floor']}, {statements[kind, 'paygate']}",
-            ]
-        )
-    print_table(rows)
-    print("Seconds for 1,000 requests, the median of the rounds; ratios round by round (lowest and highest round).\n")
-    print_table(times)
-    print()
-    share = slow.accepted_per_second / slow.capacity_per_second
-    start = statistics.median(starts["paygate"])
-    pool = sorted(slow.latencies_ms)
-    print_table(
-        [
-            ["", "measured", "goal", "beside it"],
-            [
-                f"accepted POSTs/s, provider at {SLOW_PROVIDER_SECONDS:g} s, {SLOW_CONNECTIONS} clients",
-                f"{slow.accepted_per_second:.0f}, {share:.2f} of {slow.capacity_per_second:.0f}",
-                "met" if share >= ACCEPTED_GOAL else f"missed {ACCEPTED_GOAL}",
-                f"{slow.refused_per_second:.0f} of the bulkhead's 503/s; p50 {pool[len(pool) // 2]:.0f} ms, "
-                f"p99 {pool[len(pool) * 99 // 100]:.0f} ms; CPU {slow.cpu_seconds:.3f}",
-            ],
-            [
-                "RSS of all processes after that, MiB",
-                f"{slow.memory.rss:.0f}",
-                "met" if slow.memory.rss < MEMORY_GOAL_MIB else f"missed {MEMORY_GOAL_MIB}",
-                f"PSS {slow.memory.pss:.0f} MiB",
-            ],
-            [
-                "from gunicorn to the first 200, s",
-                f"{start:.2f} ({min(starts['paygate']):.2f}–{max(starts['paygate']):.2f})",
-                "met" if start < START_GOAL_SECONDS else f"missed {START_GOAL_SECONDS}",
-                f"floor {statistics.median(starts['floor']):.2f}",
-            ],
-        ]
-    )
-    return void
-
-
-def ratios(some: list[Sample], others: list[Sample]) -> list[float]:
-    """Round by round, so that what the machine does besides falls on both."""
-    return [one.cpu_seconds / other.cpu_seconds for one, other in zip(some, others, strict=True)]
-
-
-def median_cpu(samples: list[Sample]) -> float:
-    return statistics.median(sample.cpu_seconds for sample in samples)
-
-
-def percentile(samples: list[Sample], share: float) -> float:
-    """Over the requests of all rounds."""
-    latencies = sorted(ms for sample in samples for ms in sample.latencies_ms)
-    return latencies[min(len(latencies) - 1, int(len(latencies) * share))]
-
-
-def verdict(ratio: float, goal: float | None) -> str:
-    return "" if goal is None else f"{goal} met" if ratio <= goal else f"{goal} missed"
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """As Markdown, aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-
-
 def print_settings(bench: Bench, options: argparse.Namespace) -> None:
     with psycopg.connect(bench.cluster.url) as conn:
         row = conn.execute(
@@ -428,9 +313,9 @@ def print_settings(bench: Bench, options: argparse.Namespace) -> None:
     )
     print(
         f"{options.rounds} rounds of {options.requests} POSTs, {3 * options.requests} GETs, {options.requests} webhooks"
-        f" by {CONNECTIONS} connections; worker off in the rounds, on after them; requests are logged\n",
-        flush=True,
+        f" by {CONNECTIONS} connections; paygate's worker off in the rounds, on after them; it alone logs requests"
     )
+    print(f"Django: {options.django_note}\n", flush=True)
 
 
 def parse_options() -> argparse.Namespace:
@@ -438,6 +323,11 @@ def parse_options() -> argparse.Namespace:
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer requests: less exact, in under two minutes")
+    django = parser.add_mutually_exclusive_group()
+    django.add_argument(
+        "--with-django", action="store_true", help="also with --quick; void where it cannot be installed"
+    )
+    django.add_argument("--without-django", action="store_true", help="paygate and the floor alone")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order (random)")
     parser.add_argument("--rounds", type=int, help=f"at least {LEAST_ROUNDS}")
     parser.add_argument("--requests", type=int, help="POSTs of one subject in one round")
@@ -453,6 +343,20 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def find_django(options: argparse.Namespace) -> None:
+    """Decide whether the Django app takes part, and say why. Raises NotInstalled where it was asked for by name."""
+    options.django_python = ""
+    options.django_note = "left out (--with-django has it)"
+    if options.with_django or not (options.quick or options.without_django):
+        try:
+            options.django_python = environment.python()
+            options.django_note = environment.describe()
+        except environment.NotInstalled as error:
+            if options.with_django:
+                raise
+            options.django_note = f"left out: {error}"
+
+
 def main() -> int:
     if sys.platform != "linux":
         sys.exit("bench: it reads the processor's time from Linux's /proc")
@@ -460,18 +364,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
-        bench = Bench(stack, options)
-        print_settings(bench, options)
         try:
+            find_django(options)
+            bench = Bench(stack, options)
+            print_settings(bench, options)
             samples, statements = bench.run_rounds()
-            slow = bench.run_slow_provider()
+            slow = {name: bench.run_slow_provider(make) for name, make in bench.make.items()}
             starts = bench.time_starts()
-        except (Void, load.LoadError, machine.NotReady) as error:
+            promises = {name: bench.ask_promises(make) for name, make in bench.make.items() if name != "floor"}
+        except (Void, environment.NotInstalled, load.LoadError, machine.NotReady) as error:
             print(f"VOID: {error}")
             return 1
         except KeyboardInterrupt:
             return 130
-    void = report(samples, statements, slow, starts)
+    void = report.print_requests(samples, statements)
+    slow_load = f"{SLOW_CONNECTIONS} clients, provider at {SLOW_PROVIDER_SECONDS:g} s"
+    report.print_rest(slow, slow_load, bench.capacity_per_second, starts)
+    void += report.print_promises(promises)
     print(f"\n{time.monotonic() - begun:.0f} s in all")
     for reason in void:
         print(f"VOID: {reason}")

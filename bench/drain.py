@@ -22,8 +22,9 @@ import psycopg
 
 import worker
 from bench import load, machine, subjects
-from bench.__main__ import Bench, Void, print_table
+from bench.__main__ import Bench, Void
 from bench.machine import Server
+from bench.report import print_table
 from bench.subjects import Subject
 from torture.receiver import NOTIFY_SECRET, Receiver
 
@@ -273,7 +274,7 @@ def main() -> int:
     options = parser.parse_args()
     options.count = 20_000 if options.quick else 100_000
     options.rounds, options.seconds = (2, 8) if options.quick else (5, 20)
-    options.processes, options.threads = 1, 64
+    options.processes, options.threads, options.django_python = 1, 64, ""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         try:

@@ -85,14 +85,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(name: str, arguments: list[str], env: dict[str, str], folder: Path) -> Iterator[Server]:
+def serving(
+    name: str, arguments: list[str], env: dict[str, str], folder: Path, python: str = sys.executable
+) -> Iterator[Server]:
     """Run gunicorn with these arguments, in a folder where no .env is. It prints to `NAME.log` there."""
     port = free_port()
     log = folder / f"{name}.log"
     with log.open("ab") as output:
         begun = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *arguments, f"--bind=127.0.0.1:{port}"],
+            [python, "-m", "gunicorn", *arguments, f"--bind=127.0.0.1:{port}"],
             cwd=folder,
             env={"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(PROJECT), **env, "PORT": str(port)},
             stdin=subprocess.DEVNULL,

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import psycopg
 
 from bench import load, machine
-from bench.__main__ import CONNECTIONS, CONTROL_MARGIN, Bench, Sample, Void, print_table
+from bench.__main__ import CONNECTIONS, Bench, Void
 from bench.machine import Server
+from bench.report import CONTROL_MARGIN, Sample, print_table
 from bench.subjects import GET, POST, WEBHOOK, Subject
 
 KINDS = (POST, GET, WEBHOOK)
@@ -183,7 +184,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="POSTs of one service in one round")
     parser.add_argument("--threads", type=int, default=64, help="THREADS (64)")
     options = parser.parse_args()
-    options.processes = 1  # of what Bench itself starts, which is nothing
+    options.processes, options.django_python = 1, ""  # of what Bench itself starts, which is nothing
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.requests = options.requests or (200 if options.quick else 800)
     if options.rounds < LEAST_ROUNDS or options.requests < 100:

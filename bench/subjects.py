@@ -40,6 +40,7 @@ class Subject:
     arguments: list[str]
     database_url: str
     counts: dict[str, LiteralString]
+    python: str = sys.executable
     unpaid: list[tuple[str, str]] = field(default_factory=list)
     """Ids and references of payments that no event has come for."""
     known: list[str] = field(default_factory=list)
@@ -73,6 +74,13 @@ FLOOR_COUNTS: dict[str, LiteralString] = {
     WEBHOOK: "SELECT count(*) FROM charges c JOIN payments p ON p.id = c.payment_id WHERE status = 'completed'",
     WEBHOOK_ONE: "SELECT count(*) FROM charges c JOIN payments p ON p.id = c.payment_id WHERE status = 'completed'",
 }
+DJANGO_COUNTS: dict[str, LiteralString] = {
+    POST: "SELECT count(*) FROM payments WHERE checkout_url <> ''",
+    WEBHOOK: "SELECT count(*) FROM djpaystack_paystackwebhookevent e"
+    " JOIN payments p ON p.reference = e.data->'data'->>'reference'"
+    " JOIN djpaystack_paystacktransaction t ON t.reference = p.reference"
+    " WHERE e.processed AND t.status = 'success' AND p.status = 'completed'",
+}
 
 
 def paygate_arguments() -> list[str]:
@@ -98,6 +106,20 @@ def floor_arguments(env: dict[str, str], folder: Path) -> list[str]:
     config = folder / "floor_gunicorn.py"
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in json.loads(printed).items()))
     return [f"--config={config}", "bench.floor:create_app()"]
+
+
+def django_arguments(floor: list[str]) -> list[str]:
+    """The Django app with the floor's gunicorn settings."""
+    return [floor[0], "bench.django_app.wsgi:application"]
+
+
+def migrate_django(python: str, env: dict[str, str]) -> None:
+    subprocess.run(
+        [python, "-m", "django", "migrate", "--verbosity=0"],
+        cwd=PROJECT,
+        env={"DJANGO_SETTINGS_MODULE": "bench.django_app.settings", **env},
+        check=True,
+    )
 
 
 def plain_settings(config: str) -> dict[str, Any]:
@@ -127,10 +149,12 @@ class Requests:
         for payment_id in self.random.choices(known[-2000:], k=number):
             yield load.request("GET", f"/api/v1/payments/{payment_id}")
 
-    def webhooks(self, references: list[str], path: str = "/api/v1/webhooks/paystack") -> Iterator[bytes]:
-        """A signed `charge.success` for each reference, as the sandbox would send it."""
+    def webhooks(
+        self, references: list[str], path: str = "/api/v1/webhooks/paystack", **changes: object
+    ) -> Iterator[bytes]:
+        """A signed `charge.success` for each reference, as the sandbox would send it, but for `changes`."""
         for reference in references:
-            data = {**self.event, "id": self.event["id"] + next(self.numbers), "reference": reference}
+            data = {**self.event, "id": self.event["id"] + next(self.numbers), "reference": reference, **changes}
             body = json.dumps({"event": "charge.success", "data": data}, separators=(",", ":")).encode()
             signature = hmac.new(SECRET_KEY.encode(), body, hashlib.sha512).hexdigest()
             yield load.request("POST", path, body, {**JSON, "X-Paystack-Signature": signature})
