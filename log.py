@@ -96,5 +96,10 @@ def configuration(level: str) -> dict[str, Any]:
     }
 
 
+# What LogRecord would look up for every line, and no line shows.
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
+
+
 def configure(level: str) -> None:
     logging.config.dictConfig(configuration(level))

@@ -6,9 +6,9 @@ The app, its resources, then how requests are read and answers written.
 import functools
 import logging
 import re
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -304,7 +304,7 @@ class EveryAnswer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         given = req.get_header("X-Request-Id") or ""
-        log.request_id.set(given if self.SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        log.request_id.set(given if self.SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16))
         req.context.started = time.monotonic()
         resp.set_header("Cache-Control", "no-store")
 
