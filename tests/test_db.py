@@ -1,6 +1,7 @@
 # ruff: noqa: F811, S608  (fixtures are imported by their names; the SQL is written here)
 """What the database itself refuses, whoever asks, and what it writes down by itself; the pool; the migrations."""
 
+import contextlib
 import itertools
 import secrets
 import threading
@@ -356,6 +357,33 @@ def test_an_actor_never_leaks_into_the_next_transaction(
     by_hand(one_connection, payment_id)
     whose = {(row["actor"], row["why"]) for row in trail(psql, payment_id)[2:]}
     assert whose == {(f"operator:{psql.info.user}", "by_hand")}
+
+
+def test_an_operator_is_named_in_full_whatever_the_name(
+    one_connection: db.Database, psql: Psql, payment_id: str
+) -> None:
+    for name in ("operator:O'Brien \\ Söhne", "operator:a', true); DELETE FROM charges --", "operator:{} %s $1"):
+        one_connection.transaction(
+            name, "accepted", lambda conn: conn.execute("UPDATE payments SET location = location || '.'")
+        )
+        assert (trail(psql, payment_id)[-1]["actor"], trail(psql, payment_id)[-1]["why"]) == (name, "accepted")
+
+
+def test_a_transaction_in_which_an_error_was_overlooked_does_not_count_as_done(
+    one_connection: db.Database, psql: Psql, payment_id: str
+) -> None:
+    """PostgreSQL answers its COMMIT with ROLLBACK, and with no error."""
+
+    def careless(conn: db.BoundedConnection) -> str:
+        conn.execute("UPDATE payments SET location = 'Accra'")
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("SELECT 1 / 0")
+        return "done"
+
+    with pytest.raises(db.Unavailable):
+        one_connection.transaction("worker", "charge", careless)
+    assert psql.execute("SELECT location FROM payments").fetchone() == {"location": "Lagos"}
+    by_hand(one_connection, payment_id)
 
 
 def test_a_payment_request_leaves_no_actor_behind(open_shop: Callable[..., Shop], psql: Psql) -> None:
