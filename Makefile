@@ -8,7 +8,7 @@ help:
 	@echo "make check   lint, types, lines of code, duplicated code, requirements, their lock and their licences"
 	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
-	@echo "make failover   PostgreSQL under Patroni while its primary changes (installs etcd, pgbouncer and Patroni)"
+	@echo "make failover   PostgreSQL under Patroni while its primary changes (ARGS=--pgbouncer; as root it installs what it needs)"
 	@echo "make bench   what a request costs, against the least it could and a Django app (ARGS=--quick: without it, in two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make bench-drain   100,000 looks and notifications after an outage (ARGS=--quick: in a minute)"

@@ -62,15 +62,17 @@ def out_of_step(source: Path) -> list[str]:
 
 
 def differing_pins() -> list[str]:
-    """paygate is tested with what it runs with, and compared with what runs on the same packages."""
-    run, bench = pins("requirements.txt"), pins("requirements-bench.txt")
-    wanted = {"requirements-dev.txt": run.keys(), "requirements-bench.txt": run.keys() & bench.keys()}
-    return [
-        f"{lock} pins {name} unlike requirements.txt: make pins"
-        for lock, names in wanted.items()
-        for name in sorted(names)
-        if pins(lock).get(name) != run[name]
-    ]
+    """What paygate runs with is what it is tested, compared and broken with: dev's lock has all of it."""
+    run, found = pins("requirements.txt"), []
+    for lock in sorted(path.name for path in Path().glob("requirements-*.txt")):
+        other = pins(lock)
+        common = run.keys() if lock == "requirements-dev.txt" else run.keys() & other.keys()
+        found += [
+            f"{lock} pins {name} unlike requirements.txt: make pins"
+            for name in sorted(common)
+            if other.get(name) != run[name]
+        ]
+    return found
 
 
 def pins(lock: str) -> dict[str, str]:

@@ -79,9 +79,12 @@ def free_port() -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    """Those that any of its threads has started."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(each) for each in thread.read_text().split()]
+    return found
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
@@ -106,6 +109,8 @@ class Process:
         with self.lock, self.log.open("ab") as log:
             if self.process is not None and self.process.poll() is None:
                 return
+            # It ends with the thread that started it, and only the main one lasts as long as we do.
+            is_main = threading.current_thread() is threading.main_thread()
             self.process = subprocess.Popen(
                 [sys.executable, *self.arguments],
                 cwd=self.folder,
@@ -114,6 +119,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=embedded.end_with_us(signal.SIGKILL) if is_main else None,  # noqa: PLW1509 (prctl alone)
             )
 
     @property

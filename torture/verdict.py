@@ -30,8 +30,10 @@ def come_to_rest(stage: Stage, people: People, findings: Findings) -> float:
     unanswered = [sale for sale in people.sales if not sale.is_answered]
     people.stopping.clear()
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda sale: people.create(sale, dice, 60), unanswered))
-    people.stopping.set()
+        try:
+            list(threads.map(lambda sale: people.create(sale, dice, 60), unanswered))
+        finally:
+            people.stopping.set()
     for sale in unanswered:
         if not sale.is_answered:
             findings.add("stuck", f"{sale.key} gets no answer any more")
@@ -125,7 +127,7 @@ def judge(stage: Stage, people: People, findings: Findings) -> None:
         if count:
             findings.add("stuck", f"{count} {name} after {COMES_TO_REST_SECONDS} s of quiet")
     for command in ("audit", "reconcile"):
-        for line in run_command(stage, command):
+        for line in run_command(stage, command)[-20:]:
             findings.add("broken", f"{command}: {line}")
     for process in (*stage.instances, stage.sandbox):
         for line in unexpected_lines(process.log):
@@ -311,7 +313,7 @@ def run_command(stage: Stage, command: str) -> list[str]:
     )
     if run.returncode == 2:  # there is no such command
         return []
-    return (run.stdout + run.stderr).strip().splitlines()[-20:] if run.returncode else []
+    return (run.stdout + run.stderr).strip().splitlines() if run.returncode else []
 
 
 def unexpected_lines(log: Path) -> list[str]:
