@@ -19,7 +19,8 @@ from psycopg import sql
 
 import books
 import db
-from backstage import look, meanwhile, worker_of
+import worker
+from backstage import look, meanwhile, seconds_of, worker_of
 from sandbox import Sandbox
 from shop import Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from test_refunds import settle
@@ -815,6 +816,30 @@ def test_pruning_removes_old_bodies_and_delivered_notifications_and_nothing_else
     shop.sql("UPDATE provider_events SET received_at = now() - interval '31 days'")
     worker_of(shop).prune()
     assert shop.sql("SELECT count(*) AS n FROM provider_events WHERE body IS NOT NULL")[0]["n"] == 2
+
+
+def deliver_long_ago(shop: Shop, number: int) -> None:
+    shop.sql(
+        "INSERT INTO notifications (mode, type, sequence, facts, delivered_at)"
+        " SELECT 'test', 'payment.completed', 1, '{}', now() - interval '100 days' FROM generate_series(1, %s)",
+        number,
+    )
+
+
+def test_pruning_a_backlog_leaves_pauses_for_the_requests(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PRUNING_PAUSE_SECONDS", 0.5)  # longer than the work itself may take
+    backlog = 2 * worker.PRUNING_BATCH + 1
+    deliver_long_ago(shop, backlog)
+    pruned, seconds = seconds_of(worker_of(shop).prune_all)
+    assert (pruned, shop.sql("SELECT 1 AS n FROM notifications")) == (backlog, [])
+    assert seconds > 1
+
+
+def test_pruning_a_backlog_ends_after_a_batch_when_the_service_stops(shop: Shop) -> None:
+    deliver_long_ago(shop, 2 * worker.PRUNING_BATCH)
+    pruner = worker_of(shop)
+    pruner.stopping.set()
+    assert pruner.prune_all() == worker.PRUNING_BATCH
 
 
 def test_pruned_notifications_leave_the_numbers_going_on(open_shop: Callable[..., Shop], till: Till) -> None:
