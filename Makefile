@@ -1,4 +1,4 @@
-.PHONY: help setup run test browser check pins sbom bench bench-scale bench-drain image-check torture overload failover
+.PHONY: help setup run test browser check pins sbom bench bench-scale bench-drain bench-growth image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   what a request costs, against the least it could and a Django app (ARGS=--quick: without it, in two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make bench-drain   100,000 looks and notifications after an outage (ARGS=--quick: in a minute)"
+	@echo "make bench-growth    whether it costs the same with a million payments (ARGS=--quick: 100 thousand; --full: 5 million)"
 	@echo "make image-check   replay the Dockerfile without Docker, take a payment, stop it (Linux, as root)"
 	@echo "make sbom    the bill of materials of what runs (CycloneDX), into paygate.cdx.json"
 	@echo "make pins    raise the pinned requirements to the newest"
@@ -52,6 +53,9 @@ bench-scale: setup
 
 bench-drain: setup
 	.venv/bin/python -m bench.drain $(ARGS)
+
+bench-growth: setup
+	.venv/bin/python -m bench.growth $(ARGS)
 
 image-check: setup
 	.venv/bin/python -m deploy.replay_dockerfile $(ARGS)

@@ -144,7 +144,7 @@ SELECT received_at, 'provider', 'event', jsonb_build_object(
        'name', name, 'reference', reference, 'outcome', outcome, 'deliveries', deliveries)
   FROM provider_events WHERE reference = ANY(%(references)s)
 UNION ALL
-SELECT recorded_at, source, 'charge', to_jsonb(c) FROM charges c WHERE payment_id = %(id)s
+SELECT recorded_at, source, 'charge', to_jsonb(c) FROM charges c WHERE reference = ANY(%(references)s)
 UNION ALL
 SELECT created_at, made_by, 'refund', to_jsonb(r) FROM refunds r WHERE payment_id = %(id)s
 UNION ALL
@@ -759,8 +759,9 @@ def health(conn: db.BoundedConnection, mode: str) -> Row:
                  WHERE mode = %(mode)s AND due_at <= now()) AS notification_seconds,
                (SELECT count(*) FROM notifications WHERE mode = %(mode)s AND dead_at IS NOT NULL) AS dead,
                (SELECT count(*) FROM incidents WHERE mode = %(mode)s AND closed_at IS NULL) AS incidents,
-               (SELECT count(*) FILTER (WHERE source = 'webhook') = 0 AND count(*) > 0
-                  FROM (SELECT source FROM charges WHERE mode = %(mode)s ORDER BY recorded_at DESC LIMIT 5) AS last_few
+               (SELECT count(*) FILTER (WHERE actor = 'webhook') = 0 AND count(*) > 0
+                  FROM (SELECT actor FROM payment_events WHERE mode = %(mode)s AND why IN ('charge', 'mismatch')
+                         ORDER BY id DESC LIMIT 5) AS last_few
                ) AS is_deaf
         """,
         {"mode": mode},

@@ -1746,19 +1746,19 @@ def prune(database: Database, mode: str, older_than_days: float, limit: int) -> 
         lambda conn: _one(
             conn,
             """
-            WITH old_events AS (
-                SELECT id FROM provider_events
-                 WHERE mode = %(mode)s AND body IS NOT NULL AND outcome <> 'received'
-                   AND received_at < now() - make_interval(secs => %(seconds)s)
-                 ORDER BY received_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-            ), events AS (
-                UPDATE provider_events e SET body = NULL FROM old_events o WHERE e.id = o.id RETURNING 1
-            ), old_notifications AS (
-                SELECT id FROM notifications
-                 WHERE mode = %(mode)s AND delivered_at < now() - make_interval(secs => %(seconds)s)
-                 ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            WITH events AS (
+                UPDATE provider_events SET body = NULL WHERE id = ANY(ARRAY(
+                    SELECT id FROM provider_events
+                     WHERE mode = %(mode)s AND body IS NOT NULL AND outcome <> 'received'
+                       AND received_at < now() - make_interval(secs => %(seconds)s)
+                     ORDER BY received_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+                RETURNING 1
             ), gone AS (
-                DELETE FROM notifications n USING old_notifications o WHERE n.id = o.id RETURNING 1
+                DELETE FROM notifications WHERE id = ANY(ARRAY(
+                    SELECT id FROM notifications
+                     WHERE mode = %(mode)s AND delivered_at < now() - make_interval(secs => %(seconds)s)
+                     ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+                RETURNING 1
             )
             SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM gone) AS count
             """,

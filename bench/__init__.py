@@ -1,1 +1,2 @@
-"""What paygate costs, measured against the least that such a service must do: `make bench`."""
+"""What paygate costs: against the least that such a service must do (`make bench`), and with years of payments behind
+it (`make bench-growth`)."""
