@@ -472,7 +472,7 @@ CREATE TRIGGER the_secret_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE O
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 
--- migration 2: the same rules, for less of the processor's time
+-- migration 2: the same rules for less of the processor's time, fewer bytes, and queues that stay short
 
 -- Checks call this for each row that is written. As SQL, and STRICT, it cannot be inlined and was parsed each time: a
 -- tenth of what a payment costs the database.
@@ -489,3 +489,30 @@ BEGIN
     END;
 END
 $$;
+
+-- A claim walks over the index entries of all that was due since the last vacuum: a page whose times have passed gets no
+-- new entry, and so is cleaned by VACUUM alone. With nothing due a claim takes 0.006 ms, 1.5 ms after 100,000 looks, and
+-- by default a vacuum comes when a fifth of the table has changed. Without index_cleanup it leaves the indexes alone
+-- while fewer than 2 % of the pages have something dead, which in a large table is for ever.
+ALTER TABLE payments SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, vacuum_index_cleanup = on);
+ALTER TABLE provider_events SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, vacuum_index_cleanup = on);
+ALTER TABLE notifications SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, vacuum_index_cleanup = on);
+
+-- /metrics reads as a whole what payment_events_by_time has not summarized yet, and only VACUUM summarizes. One of a
+-- table that only grows is cheap.
+ALTER TABLE payment_events SET (
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000);
+
+-- Of each payment 250 bytes less. A B-tree packs what is appended to its right end, and an incremental sort settles
+-- equal times; of equal e-mail addresses it stores one; a payment is never removed, so nobody asks for the charges of
+-- one; and an event's reference is looked up by equality alone.
+DROP INDEX payments_newest_first;
+CREATE INDEX payments_by_time ON payments (created_at);
+DROP INDEX payments_by_email;
+CREATE INDEX payments_by_email ON payments (lower(customer_email));
+DROP INDEX charges_of_a_payment;
+DROP INDEX provider_events_by_reference;
+CREATE INDEX provider_events_by_reference ON provider_events USING hash (reference);

@@ -46,7 +46,8 @@ import db
 import embedded
 import manage
 from bench import history, load, machine, plans, subjects
-from bench.__main__ import CONNECTIONS, Void, print_table, sandbox
+from bench.__main__ import CONNECTIONS, Void, sandbox
+from bench.report import print_table
 from bench.subjects import GET, POST, WEBHOOK
 
 SMALL, MIDDLE, LARGE, HUGE = 10_000, 100_000, 1_000_000, 5_000_000
