@@ -74,6 +74,29 @@ class BoundedConnection(psycopg.Connection[Any]):
     """How long a single wait may take where there is no deadline."""
     is_notifying = False
 
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """As usual; but a server that seems to be a standby is asked itself.
+
+        pgbouncer tells every client what its own first connection was told. Where that one was made while the server
+        was being promoted, that is a standby for ever after, and libpq, which is to find a primary, believes it:
+        https://github.com/pgbouncer/pgbouncer/issues/859
+        """
+        try:
+            return super().connect(conninfo, **kwargs)
+        except psycopg.OperationalError as error:
+            if kwargs.get("target_session_attrs") != "read-write" or "session is read-only" not in str(error):
+                raise
+            conn = super().connect(conninfo, **{**kwargs, "target_session_attrs": "any"})
+            try:
+                if conn.execute("SELECT WHERE current_setting('transaction_read_only') = 'on'").fetchone() is None:
+                    return conn
+            except BaseException:
+                conn.close()
+                raise
+            conn.close()
+            raise
+
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         if timeout is None:
             timeout = self.patience_seconds if self.deadline is None else max(0.0, self.deadline - time.monotonic())

@@ -41,6 +41,8 @@ class Relay:
         user = parts.netloc.rpartition("@")[0]
         port = self.listener.getsockname()[1]
         self.url = f"postgresql://{user}@127.0.0.1:{port}{parts.path}?sslmode=disable&gssencmode=disable"
+        self.lies: dict[bytes, bytes] = {}
+        """What is to be said instead of what the server says."""
         self.moments: list[Moment] = []  # that are still to come
         self.all_moments: list[Moment] = []
         self.replaced = (b"", b"")
@@ -130,6 +132,8 @@ class Relay:
     def _reply(self, server: socket.socket, client: socket.socket, held: list[Moment]) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
+                for truth, lie in self.lies.items():
+                    data = data.replace(truth, lie)
                 if held:
                     held[0].reached.set()
                 else:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 import db
 import embedded
 from backstage import at_once, frozen, meanwhile
+from relay import Relay
 from sandbox import Sandbox
 from shop import ROOT, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 
@@ -90,6 +92,31 @@ def test_two_errors_at_once_from_a_pooler_whose_server_crashed_are_a_lost_connec
 
         with pytest.raises(psycopg.InternalError):  # and no request to try again
             database.transaction("worker", "charge", break_down)
+
+
+def parameter(name: str, value: str) -> bytes:
+    """A message by which the server tells of a setting (ParameterStatus)."""
+    content = f"{name}\0{value}\0".encode()
+    return b"S" + struct.pack("!i", 4 + len(content)) + content
+
+
+def test_a_pooler_that_takes_the_promoted_primary_for_a_standby_is_not_believed(database_url: str) -> None:
+    """pgbouncer, whose first connection was made a moment too early, says so until it is reloaded."""
+    with Relay(database_url) as relay:
+        relay.lies = {parameter("in_hot_standby", "off"): parameter("in_hot_standby", "on")}
+        with pytest.raises(psycopg.OperationalError, match="session is read-only"):
+            psycopg.connect(relay.url, target_session_attrs="read-write")
+        with db.Database(relay.url, 1) as database:
+            assert db.is_ready(database)
+        with db.reading(relay.url) as conn:
+            conn.execute("SELECT 1")
+
+
+def test_a_server_that_takes_no_writes_is_no_primary_by_its_own_word(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f'ALTER DATABASE "{conn.info.dbname}" SET default_transaction_read_only = on'.encode())
+    with db.Database(database_url, 1) as database, pytest.raises(db.Unavailable):
+        db.is_ready(database)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -202,6 +203,7 @@ def run(options: argparse.Namespace, user: dict[str, Any]) -> int:
             rig = Rig(folder, stack, user, options)
             rig.wait_until_reachable()
             stage = Stage(folder, stack, database_url=rig.url)
+            stage.admin_url = rig.direct_url
             people = People(stage, findings, options.seed)
             stack.callback(people.stopping.set)
             people.start(6, operators=1)
@@ -367,9 +369,8 @@ class Rig:
             stack.callback(node.kill)
             node.start(stack)
         self.wait_until_whole()
-        ports = [self.start_pgbouncer(stack)] if options.pgbouncer else [node.port for node in self.nodes]
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        self.url = f"postgresql://postgres@{hosts}/postgres?sslmode=disable"
+        self.direct_url = url_of(node.port for node in self.nodes)
+        self.url = url_of([self.start_pgbouncer(stack)]) if options.pgbouncer else self.direct_url
 
     def give(self, path: Path) -> None:
         if self.user:
@@ -599,6 +600,10 @@ class Node:
     def cluster(self) -> list[dict[str, Any]]:
         reply = ask(self.rest_port, "GET", "/cluster", timeout=2)
         return list(reply.json["members"]) if reply.status == 200 else []
+
+
+def url_of(ports: Iterable[int]) -> str:
+    return f"postgresql://postgres@{','.join(f'127.0.0.1:{port}' for port in ports)}/postgres?sslmode=disable"
 
 
 def lasting_port() -> int:
