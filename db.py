@@ -1937,20 +1937,21 @@ def metrics(database: Database) -> list[dict[str, Any]]:
     return database.run(
         lambda conn: conn.execute(
             """
-            WITH modes (mode) AS (VALUES ('test'), ('live'))
+            WITH modes (mode) AS (VALUES ('test'), ('live')), today AS (
+                SELECT * FROM payment_events WHERE at > now() - interval '1 day'
+            )
             SELECT 'paygate_payments' AS name, mode, status, count(*)::float8 AS value
               FROM payments WHERE status IN ('pending', 'review') GROUP BY mode, status
             UNION ALL
             SELECT 'paygate_payments', mode, to_status, count(*)
-              FROM payment_events
-             WHERE at > now() - interval '1 day' AND to_status NOT IN ('pending', 'review')
-               AND to_status IS DISTINCT FROM from_status
+              FROM today
+             WHERE to_status NOT IN ('pending', 'review') AND to_status IS DISTINCT FROM from_status
              GROUP BY mode, to_status
             UNION ALL
             SELECT 'paygate_payments_found_late', mode, NULL,
-                   (SELECT count(*) FROM payment_events e JOIN charges c USING (reference)
-                     WHERE e.at > now() - interval '1 day' AND e.mode = modes.mode AND e.why = 'charge'
-                       AND e.actor = 'worker' AND c.recorded_at - c.paid_at > interval '1 min')
+                   (SELECT count(*) FROM today e JOIN charges c USING (reference)
+                     WHERE e.mode = modes.mode AND e.why = 'charge' AND e.actor = 'worker'
+                       AND c.recorded_at - c.paid_at > interval '1 min')
               FROM modes
             UNION ALL
             SELECT 'paygate_oldest_due_look_seconds', mode, NULL,
