@@ -1,5 +1,6 @@
 """Calls to another host that end in time, whatever the other side does."""
 
+import contextlib
 import functools
 import http.client
 import io
@@ -35,7 +36,9 @@ class Caller:
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         parts = urlsplit(url)
-        self.host, self.port = parts.hostname or "", parts.port
+        self.host = parts.hostname or ""
+        # Always with a port: without one http.client takes the last group of an IPv6 address for it.
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.target = quote(parts.path + ("?" + parts.query if parts.query else ""), safe="/%?&=:@!$'()*+,;~")
         self.headers = headers
         # Whom to trust is the same on every machine, and not up to the environment.
@@ -56,25 +59,28 @@ class Caller:
         Redirects are not followed, and nothing is sent twice. Raises Failed.
         """
         deadline, status = time.monotonic() + within_seconds, None
-        connection = self._kept_connection() or self._new_connection(within_seconds)
-        connection.response_class = functools.partial(_timed_response, deadline)  # type: ignore[assignment]
-        try:
-            if connection.sock is None:
-                connection.connect()
-            connection.sock.settimeout(_left(deadline))
-            connection.request(method, self.target + path or "/", body, {**self.headers, **(headers or {})})
-            response = connection.getresponse()
-            status = response.status
-            content = response.read(largest + 1)
-            if response.length and len(content) <= largest:
-                raise http.client.IncompleteRead(content, response.length)
-        except (http.client.HTTPException, OSError) as error:
-            connection.close()
-            raise Failed("time-out" if isinstance(error, TimeoutError) else "unreachable", status) from error
-        if response.isclosed() and len(self.kept) < MOST_KEPT:
-            self.kept.append(connection)
-        else:
-            connection.close()
+        with contextlib.ExitStack() as unless_kept:
+            try:
+                connection = self._kept_connection() or self._new_connection()
+                unless_kept.callback(connection.close)
+                if connection.sock is None:
+                    connection._create_connection = functools.partial(_connect, deadline)  # type: ignore[attr-defined]
+                    connection.connect()
+                connection.response_class = functools.partial(_timed_response, deadline)  # type: ignore[assignment]
+                connection.sock.settimeout(_left(deadline))
+                connection.request(method, self.target + path or "/", body, {**self.headers, **(headers or {})})
+                response = unless_kept.enter_context(connection.getresponse())
+                status = response.status
+                content = response.read(largest + 1)
+                if response.length and len(content) <= largest:
+                    raise http.client.IncompleteRead(content, response.length)
+            # ValueError: a host that is no name, a chunk of a negative length
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                raise Failed("time-out" if isinstance(error, TimeoutError) else "unreachable", status) from error
+            # After a 1xx that http.client does not know (103), the answer itself is still to come.
+            if response.isclosed() and not response.will_close and status >= 200 and len(self.kept) < MOST_KEPT:
+                unless_kept.pop_all()
+                self.kept.append(connection)
         if len(content) > largest:
             raise Failed("too large", status)
         return response, content
@@ -91,16 +97,33 @@ class Caller:
             connection.close()
         return None
 
-    def _new_connection(self, within_seconds: float) -> http.client.HTTPConnection:
+    def _new_connection(self) -> http.client.HTTPConnection:
         if self.tls is None:
-            return http.client.HTTPConnection(self.host, self.port, timeout=within_seconds)
-        return http.client.HTTPSConnection(self.host, self.port, timeout=within_seconds, context=self.tls)
+            return http.client.HTTPConnection(self.host, self.port)
+        return http.client.HTTPSConnection(self.host, self.port, context=self.tls)
 
 
 def _has_input(sock: socket.socket) -> bool:
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():  # received, deciphered and not read
+        return True
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _connect(deadline: float, address: tuple[str, int], *_: object) -> socket.socket:
+    """As socket.create_connection, which gives all the time there is to each address of a host; here they share it."""
+    found = [str(where[0]) for _, _, _, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
+    for untried, host in zip(range(len(found), 0, -1), found, strict=True):
+        try:
+            sock = socket.create_connection((host, address[1]), _left(deadline) / untried)
+        except OSError:
+            if untried == 1:
+                raise
+        else:
+            sock.settimeout(_left(deadline))
+            return sock
+    raise OSError("a name without an address")
 
 
 def _left(deadline: float) -> float:
@@ -122,6 +145,9 @@ class _TimedSocket(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.sock = sock
         self.deadline = deadline
+        # Of an answer with "Connection: close" http.client closes the connection before it has been read; the socket
+        # lives on while a file of it is open.
+        self.file = sock.makefile("rb", buffering=0)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -129,6 +155,10 @@ class _TimedSocket(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int | None:
         self.sock.settimeout(_left(self.deadline))
-        return self.sock.recv_into(buffer)
+        return self.file.readinto(buffer)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()

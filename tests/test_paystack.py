@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -855,6 +855,11 @@ def test_neither_netrc_nor_a_proxy_of_the_environment_is_used(
     assert isinstance(initialize(gateway_of(sandbox)), paystack.Opened)
 
 
+def test_an_ipv6_address_needs_no_port(wire: Wire) -> None:
+    wire.get("https://[::1]/transaction/verify/PG-1", answer=verified())
+    assert isinstance(paystack.Gateway((SECRET_KEY,), "https://[::1]", 10, "test").verify("PG-1", 5), money.Charge)
+
+
 # A certificate for 127.0.0.1 that nobody has signed, and its key, good for nothing but the tests below.
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
@@ -886,31 +891,43 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def tls_server(certificate: Path, pause_seconds: float) -> Iterator[str]:
-    """The URL of a server that sends a transaction over TLS, a byte at a time with pauses between."""
+def server(answers: Sequence[Sequence[bytes]], pause_seconds: float, certificate: Path | None = None) -> Iterator[str]:
+    """The URL of a server that answers the first request with the first of `answers` and so on, the last one for ever,
+    each in its parts, with pauses after them; after an empty part it closes. Over TLS with a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
     is_over = threading.Event()
+    to_come = list(answers)
 
     def serve(listener: socket.socket) -> None:
         while not is_over.is_set():
             with contextlib.suppress(OSError):  # nobody came, or whoever came went away
                 connection, _ = listener.accept()
-                with connection, context.wrap_socket(connection, server_side=True) as tls:
-                    tls.recv(65536)
-                    for byte in HEAD + ANSWER:
-                        tls.send(bytes([byte]))
-                        is_over.wait(pause_seconds)
+                connection.settimeout(1)
+                with connection if certificate is None else context.wrap_socket(connection, server_side=True) as sock:
+                    while sock.recv(65536):
+                        parts = to_come.pop(0) if len(to_come) > 1 else to_come[0]
+                        for part in parts:
+                            sock.sendall(part)
+                            is_over.wait(pause_seconds)
+                        if not parts[-1]:
+                            break
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         try:
-            yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             is_over.set()
             thread.join()
+
+
+def tls_server(certificate: Path, pause_seconds: float) -> contextlib.AbstractContextManager[str]:
+    """A server that sends a transaction over TLS, a byte at a time with pauses between."""
+    return server([[bytes([byte]) for byte in HEAD + ANSWER]], pause_seconds, certificate)
 
 
 def test_a_call_over_tls_works_and_ends_in_time_too(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -930,3 +947,68 @@ def test_a_server_whose_certificate_is_not_trusted_is_told_nothing(
     with tls_server(certificate, 0) as url:
         gateway = paystack.Gateway((SECRET_KEY,), url, 10, "test")
         assert_ends(lambda: gateway.verify("PG-1", 5), within_seconds=4)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(ANSWER),
+    ],
+)
+def test_an_answer_that_ends_its_connection_is_read_to_its_end(certificate: Path, head: bytes) -> None:
+    """However long after its head its body comes."""
+    with server([[head, ANSWER[:9], ANSWER[9:], b""]], 0.05) as url:
+        gateway = paystack.Gateway((SECRET_KEY,), url, 10, "test")
+        for _ in range(2):
+            assert isinstance(gateway.verify("PG-1", 5), money.Charge)
+
+
+LONG = HEAD.replace(b"%d" % len(ANSWER), b"%d" % (8191 - len(HEAD))) + ANSWER.ljust(8191 - len(HEAD))
+"""An answer of 8192 bytes, which is as much as http.client reads at once."""
+EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+@pytest.mark.parametrize("early", [b"", EARLY])
+def test_what_comes_uncalled_is_no_answer_to_the_next_call(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, early: bytes
+) -> None:
+    """Of one TLS record a part may be read and the rest be waiting, unseen by who asks the operating system."""
+    monkeypatch.setattr("certifi.where", lambda: str(certificate))
+    uncalled = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with server([[early + LONG + uncalled], [HEAD + ANSWER]], 0, certificate) as url:
+        gateway = paystack.Gateway((SECRET_KEY,), url, 10, "test")
+        with contextlib.suppress(paystack.Unavailable):
+            gateway.verify("PG-1", 5)
+        assert isinstance(gateway.verify("PG-1", 5), money.Charge)
+
+
+def test_a_length_that_is_none_is_no_answer() -> None:
+    with server([[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}", b""]], 0) as url:
+        assert_ends(lambda: paystack.Gateway((SECRET_KEY,), url, 10, "test").verify("PG-1", 5), within_seconds=4)
+
+
+def test_the_addresses_of_a_host_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead one leaves the next its part of the time, and all of them hold the caller no longer than one."""
+    resolve = socket.getaddrinfo
+
+    def of_several(host: str, *rest: Any, **options: Any) -> list[Any]:
+        addresses = hosts.get(host, [host])
+        return [found for address in addresses for found in resolve(address, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", of_several)
+    hosts = {"one-dead.example": ["127.0.0.2", "127.0.0.1"], "all-dead.example": ["127.0.0.2"] * 6}
+    with server([[HEAD + ANSWER]], 0) as url, contextlib.ExitStack() as stack:
+        port = int(url.rpartition(":")[2])
+        stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+        for _ in range(3):  # more than wait to be accepted: from then on nobody answers there
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.2", port))
+        one, none = (
+            paystack.Gateway((SECRET_KEY,), f"http://{host}:{port}", 10, "test")
+            for host in ("one-dead.example", "all-dead.example")
+        )
+        assert isinstance(one.verify("PG-1", 2), money.Charge)
+        assert_ends(lambda: none.verify("PG-1", 1), within_seconds=3)
