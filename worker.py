@@ -64,7 +64,8 @@ class Worker:
 
     def run_once(self) -> None:
         """Do all that is due, and return. Raises db.Unavailable, paystack.Unavailable, paystack.Misconfigured."""
-        for loop in self.loops:
+        # Each once: a second looker would wait for as long as the provider has asked for quiet.
+        for loop in dict.fromkeys(self.loops):
             while loop() == 0 and not self.stopping.is_set():
                 pass
 

@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 
 import checkout
 import worker
-from backstage import age, at_once, end_time, initialize_before, look, look_at_all, make_due, meanwhile, worker_of
+from backstage import (
+    age,
+    at_once,
+    end_time,
+    initialize_before,
+    look,
+    look_at_all,
+    make_due,
+    meanwhile,
+    seconds_of,
+    worker_of,
+)
 from invariants import check_books
 from sandbox import Sandbox
 from shop import ROOT, Shop, environment, open_shop, query, sandbox, shop, wait_until  # noqa: F401
@@ -455,6 +466,16 @@ def test_a_provider_that_hangs_holds_up_one_look_and_not_all(open_shop: Callable
     make_due(shop.database_url)
     with working(shop):
         wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 3, 5)
+
+
+def test_what_is_done_once_does_not_wait_for_a_provider_that_asks_for_quiet(shop: Shop) -> None:
+    for _ in range(3):
+        shop.created()
+    make_due(shop.database_url)
+    shop.sandbox.fault("verify", "429-retry-after", times=None, retry_after=10)
+    _, seconds = seconds_of(worker_of(shop).run_once)
+    assert seconds < 5
+    assert shop.sandbox.calls("verify") == 1
 
 
 def test_a_worker_touches_payments_of_its_own_mode_only(shop: Shop, database_url: str) -> None:
