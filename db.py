@@ -284,7 +284,7 @@ def check_search_path(conn: psycopg.Connection[Any]) -> None:
     """Raises Unavailable unless the search_path that the URL's `options` name is in force. A pooler may ignore them
     (pgbouncer with `ignore_startup_parameters = options` does, without a word), and one business would find itself
     among another's payments."""
-    named = re.findall(r"search_path=((?:\\.|\S)+)", conn.info.options)
+    named = re.findall(r"(?i)search[_-]path=((?:\\.|\S)+)", conn.info.options)
     if named:
         in_force = str(conn.cursor(row_factory=psycopg.rows.scalar_row).execute("SHOW search_path").fetchone())
         if _plain(in_force) != _plain(named[-1]):

@@ -227,6 +227,15 @@ def test_a_pooler_that_drops_the_search_path_is_not_worked_through(database_url:
         assert check_books(with_search_path(database_url, schema)) == []
 
 
+@pytest.mark.parametrize("option", ["-cSEARCH_PATH=ada", "--search-path=ada"])
+def test_a_search_path_is_missed_however_its_name_is_written(database_url: str, option: str) -> None:
+    """As PostgreSQL reads it: in any case, and with dashes."""
+    with Relay(database_url) as relay:
+        relay.replace(option.encode(), b"-cgeqo_effort=" + b"5".rjust(len(option) - 14, b"0"))
+        with pytest.raises(db.Unavailable, match="a pooler ignores options"):
+            db.migrate(f"{relay.url}&options={quote(option)}")
+
+
 @pytest.mark.parametrize("search_path", ["ada", '"ada"', "ada,pg_catalog", r"ada,\ pg_catalog", "ada -cwork_mem=8MB"])
 def test_a_search_path_may_be_written_in_any_way(database_url: str, search_path: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
