@@ -275,6 +275,7 @@ def connection_defaults(url: str) -> dict[str, Any]:
         # A demoted primary is not written to; of several hosts the primary is found.
         "target_session_attrs": "read-write",
         "connect_timeout": 4,
+        "client_encoding": "utf8",
         "application_name": "paygate",
     }
     return {name: value for name, value in defaults.items() if name not in given}

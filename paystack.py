@@ -196,7 +196,10 @@ class Gateway:
             {"transaction": reference, "amount": amount_minor, "currency": currency, "merchant_note": note},
         )
         if status == 200:
-            return read_refund(_data(answer))
+            made = read_refund(_data(answer))
+            if made.charge_reference not in (None, reference):
+                raise Unavailable("unreadable")
+            return made
         if status in (400, 401, 403, 404):
             return RefundRefused(_complaint(answer)[1] or f"HTTP {status}")
         raise Unavailable(str(status))

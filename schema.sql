@@ -508,11 +508,9 @@ ALTER TABLE payment_events SET (
 
 -- Of each payment 250 bytes less. A B-tree packs what is appended to its right end, and an incremental sort settles
 -- equal times; of equal e-mail addresses it stores one; a payment is never removed, so nobody asks for the charges of
--- one; and an event's reference is looked up by equality alone.
-DROP INDEX payments_newest_first;
+-- one; and an event's reference is looked up by equality alone. Built before the old ones go: so reads wait for an
+-- instant only, and writes for a second or two a million payments.
 CREATE INDEX payments_by_time ON payments (created_at);
-DROP INDEX payments_by_email;
-CREATE INDEX payments_by_email ON payments (lower(customer_email));
-DROP INDEX charges_of_a_payment;
-DROP INDEX provider_events_by_reference;
-CREATE INDEX provider_events_by_reference ON provider_events USING hash (reference);
+CREATE INDEX payments_by_customer ON payments (lower(customer_email));
+CREATE INDEX provider_events_of_a_reference ON provider_events USING hash (reference);
+DROP INDEX payments_newest_first, payments_by_email, provider_events_by_reference, charges_of_a_payment;

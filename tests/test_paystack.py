@@ -631,6 +631,7 @@ def test_a_refund_that_was_not_taken_is_refused_with_the_reason(
         (200, {"status": "false", "data": refund()}),
         (200, {"status": True, "data": None}),
         (200, {"status": True, "data": refund(id=None)}),
+        (200, {"status": True, "data": refund(transaction={"id": 1, "reference": "PG-2"})}),
         (409, refusal("Busy")),
         (429, refusal("Too many requests")),
         (500, refusal("An error occurred")),
