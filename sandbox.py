@@ -706,10 +706,12 @@ class Sandbox:
             await self._stopping.wait()
         finally:
             server.close()
+            for task in self._tasks:  # or one would go on for a moment, and answer what the closed ledger does not keep
+                task.cancel()
             with self.lock:
                 self._loop = None
                 self.ledger.close()
-        # What still talks, waits or sends is cancelled by asyncio.run.
+        # What has begun since is cancelled by asyncio.run.
 
     # Talking HTTP. A hand-made server, because its faults need the socket and a benchmark needs it to be cheap.
 

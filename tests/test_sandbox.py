@@ -899,7 +899,8 @@ def started(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     return process, match[1]
 
 
-def test_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_at_any_moment_it_loses_nothing_that_was_answered(tmp_path: Path, ending: signal.Signals) -> None:
     process, url = started(tmp_path)
     headers = {"Authorization": f"Bearer {KEY}"}
     answered: list[str] = []
@@ -923,7 +924,7 @@ def test_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     control_url = f"{url}/_sandbox/pay"
     assert requests.post(control_url, json={"reference": answered[0]}, timeout=5).status_code == 200
     made = requests.post(f"{url}/refund", json={"transaction": answered[0]}, headers=headers, timeout=5).json()["data"]
-    process.kill()
+    process.send_signal(ending)
     process.wait(5)
     for thread in lanes:
         thread.join(5)
