@@ -1304,12 +1304,15 @@ def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundab
 
 
 def _refuse_a_repetition(conn: BoundedConnection, charge: Refundable, amount_minor: int, again: bool) -> None:
-    """Raises RefundAsked for the same amount of the same charge within 24 hours, and where nothing is left."""
+    """Raises RefundAsked for the same amount of the same charge within 24 hours, or at any time where nothing is left.
+
+    All that is left, of a charge of which nothing is, repeats whatever took it.
+    """
     row = conn.execute(
         """
         SELECT *, created_at > clock_timestamp() - interval '24 hours' AS is_recent FROM refunds
          WHERE charge_reference = %(reference)s AND NOT status = ANY(%(free)s)
-           AND (%(nothing_is_left)s
+           AND ((%(nothing_is_left)s AND %(amount_minor)s IN (0, amount_minor))
                 OR (NOT %(again)s AND amount_minor = %(amount_minor)s
                     AND created_at > clock_timestamp() - interval '24 hours'))
          ORDER BY amount_minor = %(amount_minor)s DESC, created_at DESC LIMIT 1

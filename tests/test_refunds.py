@@ -157,6 +157,16 @@ def test_the_same_refund_asked_for_twice_is_made_once(shop: Shop, sandbox: Sandb
     assert sandbox.calls("refund") == 1
 
 
+def test_another_amount_of_what_went_back_whole_is_refused(shop: Shop, till: Till) -> None:
+    payment = paid(shop)
+    till.did("refund", payment["id"])
+    assert "asked for already" in till.did("refund", payment["id"])
+    assert "asked for already" in till.did("refund", payment["id"], "--amount", "50.00")
+    more = till.run("refund", payment["id"], "--amount", "1.00")
+    assert more.status == 1
+    assert "only 0.00 NGN" in more.err
+
+
 def test_again_makes_two_equal_refunds_two(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     payment = paid(shop)
     till.did("refund", payment["id"], "--amount", "20")
