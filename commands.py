@@ -259,10 +259,10 @@ def audit(arguments: argparse.Namespace, env: Environment, url: str) -> int:
             tqdm.write(books.plain(line))
             breaks += 1
     counted = ", ".join(f"{name}: {count:,}" for name, count in proof.counts.items())
-    print(f"{f'BROKEN in {breaks:,} places' if breaks else 'whole'} ({counted})")
+    print(f"{f'BROKEN, places: {breaks:,}' if breaks else 'whole'} ({counted})")
     print(f"checkpoint {proof.checkpoint}")
     if breaks:
-        return complain(f"the books are broken in {breaks:,} places")
+        return complain(f"broken places in the books: {breaks:,}")
     print_next(f"audit --against {proof.checkpoint}")
     return 0
 
@@ -282,7 +282,7 @@ def make_backup(arguments: argparse.Namespace, env: Environment, url: str) -> in
     backup.write(url, arguments.file, proof.checkpoint)
     print(f"{arguments.file}: {arguments.file.stat().st_size:,} bytes, checkpoint {proof.checkpoint}")
     if breaks:
-        return complain(f"the books were broken in {breaks:,} places before: see python manage.py audit")
+        return complain(f"broken places in the books before: {breaks:,}; see python manage.py audit")
     print_next(f"restore {arguments.file}   (with DATABASE_URL of an empty database, to try it)")
     return 0
 
@@ -306,7 +306,7 @@ def restore(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     counted = ", ".join(f"{count:,} {name}" for name, count in proof.counts.items())
     print(f"restored {counted}: {f'{breaks:,} breaks' if breaks else f'whole up to checkpoint {number}:{digest}'}")
     if breaks:
-        return complain(f"the books are broken in {breaks:,} places")
+        return complain(f"broken places in the books: {breaks:,}")
     print_next(f"reconcile --since {last:%Y-%m-%d}" if last else "doctor")
     return 0
 

@@ -50,7 +50,7 @@ try:
     import settings
     from books import Refused
 except ModuleNotFoundError as missing:
-    sys.exit(f"manage.py: {missing.name} is not installed: pip install -r requirements.txt")
+    sys.exit(f"manage.py: {missing.name} is not installed: pip install -r requirements.txt, or call .venv/bin/python")
 
 FOLDER = Path(__file__).resolve().parent
 STATE = FOLDER / ".paygate"

@@ -341,7 +341,7 @@ def reconcile(arguments: argparse.Namespace, env: Environment, url: str) -> int:
                 name = found["payment"] or "no payment"
                 print(f"{name}  {found['reference']}: {found['difference']} ({sides} {found['currency']})")
     if count:
-        return complain(f"{count:,} differences since {since:%Y-%m-%d}")
+        return complain(f"differences since {since:%Y-%m-%d}: {count:,}")
     if arguments.format == "table":
         print(f"no difference since {since:%Y-%m-%d}")
         print_next("audit")
@@ -384,7 +384,7 @@ def doctor(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     if arguments.json:
         print("]")
     if bad:
-        return complain(f"{bad} findings are bad")
+        return complain(f"findings that are bad: {bad}")
     if not arguments.json:
         print_next("audit")
     return 0
@@ -414,7 +414,7 @@ def about_configuration(values: settings.Settings) -> Iterator[Finding]:
     if values.mode == "test":
         yield Finding("note", "mode", "no real money moves", "set PAYSTACK_SECRET_KEY to sk_live_… to go live")
     if settings.is_loopback(urlsplit(values.public_url).hostname or ""):
-        yield Finding("note", "PUBLIC_URL", "only this machine can reach it", "set it to the https address of the shop")
+        yield Finding("note", "PUBLIC_URL", "only this machine can reach it", "set it to the https address of paygate")
     if values.api_token is None:
         yield Finding("note", "API_TOKEN", "anyone may start a payment to you", "set it where only your server does")
     if values.notify_url is None:
@@ -438,7 +438,7 @@ def about_provider(values: settings.Settings) -> Iterator[Finding]:
     hours = values.payment_ttl_seconds / 3600
     if not timeout_seconds or timeout_seconds > values.payment_ttl_seconds:
         lasts = f"end after {timeout_seconds / 3600:g} hours" if timeout_seconds else "never end"
-        text = f"checkout pages {lasts}, a payment after {hours:g}: customers may pay late"
+        text = f"checkout pages {lasts}, a payment after {hours:g} hours: customers may pay late"
         yield Finding("note", "session", text, f"set the payment session time-out to at most {hours:g} hours")
     else:
         yield Finding("ok", "session", f"checkout pages end after {timeout_seconds / 3600:g} hours")

@@ -364,7 +364,8 @@ def test_without_any_requirements_one_line_names_the_file(shell: Shell) -> None:
     for command in ("runserver", "migrate", "worker", "test"):
         status, said = shell.run(command, python=(sys.executable, "-S"))
         assert status == 1
-        assert re.fullmatch(r"manage.py: \w+ is not installed: pip install -r requirements.txt", said)
+        todo = "pip install -r requirements.txt, or call .venv/bin/python"
+        assert re.fullmatch(rf"manage.py: \w+ is not installed: {re.escape(todo)}", said)
 
 
 def set_up(folder: Path, python: str) -> str:
