@@ -133,7 +133,10 @@ STORY = """
 SELECT at, actor AS who, 'change' AS what, to_jsonb(e) AS facts
   FROM payment_events e WHERE payment_id = %(id)s
 UNION ALL
-SELECT answered_at, 'api', 'answer', jsonb_build_object('status', answer_status)
+-- After the opening that was stored with it: the trail's row is written when that statement ends.
+SELECT greatest(answered_at, (SELECT at + interval '1 us' FROM payment_events
+                               WHERE payment_id = %(id)s AND why = 'opened')),
+       'api', 'answer', jsonb_build_object('status', answer_status)
   FROM idempotency_keys WHERE payment_id = %(id)s
 UNION ALL
 SELECT looked_at, 'worker', 'look', '{}' FROM payments WHERE id = %(id)s

@@ -341,6 +341,8 @@ def reconcile(arguments: argparse.Namespace, env: Environment, url: str) -> int:
                 name = found["payment"] or "no payment"
                 print(f"{name}  {found['reference']}: {found['difference']} ({sides} {found['currency']})")
     if count:
+        if arguments.format == "table" and found and found["payment"]:
+            print_next(f"sync {found['payment']}")
         return complain(f"differences since {since:%Y-%m-%d}: {count:,}")
     if arguments.format == "table":
         print(f"no difference since {since:%Y-%m-%d}")

@@ -134,6 +134,7 @@ def test_show_tells_the_whole_story_in_order(shop: Shop, sandbox: Sandbox, till:
     steps = (
         "payment of 50.00 NGN asked for → pending",
         "checkout page opened",
+        "the request was answered (201)",
         "event charge.success",
         "50.00 NGN came as",
         "paid: 50.00 NGN → completed",
