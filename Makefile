@@ -1,4 +1,4 @@
-.PHONY: help setup run test browser check pins sbom bench bench-scale bench-drain bench-growth image-check torture overload failover
+.PHONY: help setup run test browser check pins sbom bench bench-scale bench-drain bench-growth mutation image-check torture overload failover
 
 help:
 	@echo "make setup   make .venv alone (PYTHON=python3.13 chooses the Python, 3.11 or newer)"
@@ -9,6 +9,7 @@ help:
 	@echo "make torture    break all that can break around a running paygate, and check (ARGS='--seed 7 --minutes 30')"
 	@echo "make overload   more requests, readers, sockets and garbage than it can take"
 	@echo "make failover   PostgreSQL under Patroni while its primary changes (ARGS=--pgbouncer; as root it installs what it needs)"
+	@echo "make mutation    break the code in 300 small ways; the tests must notice (ARGS='--seed 7 --sample 50')"
 	@echo "make bench   what a request costs, against the least it could and a Django app (ARGS=--quick: without it, in two minutes)"
 	@echo "make bench-scale   what it costs with more processes on one database (ARGS=--quick: in about two minutes)"
 	@echo "make bench-drain   100,000 looks and notifications after an outage (ARGS=--quick: in a minute)"
@@ -44,6 +45,9 @@ overload: setup
 
 failover: setup
 	.venv/bin/python -m torture.failover $(ARGS)
+
+mutation: setup
+	@.ci/mutation $(ARGS)
 
 bench: setup
 	.venv/bin/python -m bench $(ARGS)

@@ -313,6 +313,18 @@ TAMPERED = {
         """,
         {"was paid twice, and nobody was told"},
     ),
+    "a second charge of which nobody was told but another thing": (
+        """
+        WITH second AS (
+            INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)
+            SELECT reference || '-2', id, mode, amount_minor, currency, 'worker' FROM payments WHERE id = %s
+            RETURNING *
+        )
+        INSERT INTO incidents (mode, kind, subject, payment_id)
+        SELECT mode, 'mismatch', reference, payment_id FROM second
+        """,
+        {"was paid twice, and nobody was told"},
+    ),
     "a charge of another payment's reference": (
         """
         INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from backstage import age, at_once, end_leases, initialize_before, look, meanwhile, references, seconds_of
+from backstage import (
+    age,
+    at_once,
+    end_leases,
+    initialize_before,
+    look,
+    meanwhile,
+    references,
+    seconds_of,
+    worker_of,
+)
 from invariants import check_books
 from sandbox import Sandbox
 from shop import PAYMENTS, SECRET_KEY, Server, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
@@ -630,6 +640,19 @@ def test_reversed_means_that_money_came(shop: Shop, word: str) -> None:
     assert only_payment(shop)["status"] == "completed"
 
 
+def test_an_event_of_money_that_cannot_be_read_makes_us_ask_at_once(shop: Shop) -> None:
+    payment = shop.created()
+    shop.sandbox.pay(payment["reference"])
+    shop.sql("UPDATE payments SET look_at = now() + interval '1 day'")
+    assert shop.deliver(payment["reference"], amount="much").status_code == 200
+    assert only_payment(shop)["status"] == "pending"
+    worker_of(shop).look()
+    assert only_payment(shop)["status"] == "completed"
+    before = only_payment(shop)
+    shop.deliver(payment["reference"], amount="more")
+    assert only_payment(shop) == before
+
+
 def test_money_for_a_reference_of_ours_that_nobody_knows_is_an_incident(shop: Shop) -> None:
     lost = "PG-0123456789ABCDEFGHJKMNPQRS"
     for reference in (lost, f"{lost}-3"):
@@ -671,3 +694,6 @@ def test_a_dispute_is_put_before_a_person(shop: Shop) -> None:
         assert shop.deliver(payment["reference"], event).status_code == 200
     assert incidents(shop) == [("dispute", payment["reference"])]
     assert only_payment(shop)["status"] == "completed"
+    assert shop.deliver(payment["reference"], "charge.dispute.resolve").status_code == 200
+    assert shop.sql("SELECT kind, closed_by FROM incidents") == [{"kind": "dispute", "closed_by": "webhook"}]
+    assert shop.sql("SELECT refunds_awaited_since FROM payments") == [{"refunds_awaited_since": None}]

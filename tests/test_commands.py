@@ -394,6 +394,13 @@ def test_sync_tells_what_has_become_of_a_payment(shop: Shop, sandbox: Sandbox, t
     assert "is partially_refunded, 10.00 given back" in till.did("sync", payment["reference"])
 
 
+def test_sync_says_when_there_was_no_answer(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    payment = shop.created()
+    sandbox.fault("verify", "lost-answer")
+    done = till.run("sync", payment["id"])
+    assert (done.status, "is still pending" in done.out, "no final answer" in done.err) == (1, True, True)
+
+
 def test_sync_does_not_move_the_regular_looks(shop: Shop, till: Till) -> None:
     payment = shop.created()
     age(shop.database_url, payment["id"], 7 * 60)

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -414,6 +415,21 @@ def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
     with db.Database(database_url, 1) as database:
         assert database.run(shown) == ["read committed", "on"]
         assert database.transaction("worker", "declined", shown) == ["read committed", "on"]
+
+
+def test_a_report_has_time_whatever_the_roles_default_is_and_its_times_are_in_utc(
+    database_url: str, psql: Psql
+) -> None:
+    for setting in (
+        "statement_timeout = '50ms'",
+        "idle_in_transaction_session_timeout = '50ms'",
+        "TimeZone = 'Asia/Tokyo'",
+    ):
+        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}".encode())
+    with db.reading(database_url) as conn, conn.transaction():
+        conn.execute("SELECT pg_sleep(0.2)")
+        time.sleep(0.2)
+        assert conn.execute("SHOW TimeZone").fetchall() == [{"TimeZone": "UTC"}]
 
 
 def take(shop: Shop, key: bytes) -> str:

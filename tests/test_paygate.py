@@ -47,6 +47,8 @@ LIVE = {"PAYSTACK_SECRET_KEY": "sk_live_0123456789abcdef", "PUBLIC_URL": "https:
 ID, REFERENCE, SECOND = r"PAY-[0-9A-HJKMNP-TV-Z]{26}", r"PG-[0-9A-HJKMNP-TV-Z]{26}", r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 UNKNOWN_ID = "PAY-0123456789ABCDEFGHJKMNPQRS"
 TEXTS = ("customer_name", "location", "description")
+FOUR_KIB = {**{str(number): "x" * 480 for number in range(8)}, "8": "x" * 175}
+"""Metadata that are just not too much: 4,096 bytes as JSON."""
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +266,7 @@ NO_STRINGS: tuple[Any, ...] = (None, ..., [], {}, True)
         ("metadata", {"order": "x" * 501}),
         ("metadata", {str(number): "x" * 499 for number in range(9)}),
         ("metadata", {"ü" * 2048: ""}),
+        ("metadata", {**FOUR_KIB, "8": "x" * 176}),
         ("return_url", 5),
         ("return_url", "https://shop.example.com/"),
     ],
@@ -312,6 +315,7 @@ def test_what_keeps_the_rules_is_stored_as_it_was_meant(open_shop: OpenShop) -> 
             ({"order": "7", "ü": ""}, {"order": "7", "ü": ""}),
             ({str(number): "x" * 150 for number in range(20)}, {str(number): "x" * 150 for number in range(20)}),
             ({"x": "y" * 500}, {"x": "y" * 500}),
+            (FOUR_KIB, FOUR_KIB),
         ],
         "return_url": [
             (None, None),
