@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="FILES", help="of these files alone, comma-separated")
     parser.add_argument("--numbers", default="", metavar="N,N-N", help="of the breaks only these, to look again")
     parser.add_argument("--again", action="store_true", help="only those of known.toml")
-    parser.add_argument("--budget", type=float, default=runner.BUDGET_SECONDS, help="seconds of tests for each (60)")
+    parser.add_argument("--budget", type=float, default=runner.BUDGET_SECONDS, help="seconds of tests for each (120)")
     parser.add_argument("--trace", metavar="DIR", type=Path, help="keep here, or take from here, which test runs what")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -57,6 +57,9 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     attempts = list(chosen(options.seed, options.sample, set(filter(None, options.only.split(",")))))
     known = {key_of(each["file"], Change(tuple(each["was"]), tuple(each["now"]))): each["why"] for each in read_known()}
+    for (file, change), reason in known.items():
+        if not set(change.was) <= {line.strip() for line in (runner.ROOT / file).read_text("utf-8").splitlines()}:
+            print(f"known.toml has lines that {file} has not any more: {reason}")
     if options.again:
         attempts = [each for each in attempts if key_of(each.file, each.change) in known]
     numbers = {number for part in options.numbers.split(",") if part for number in numbers_of(part)}

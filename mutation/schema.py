@@ -112,20 +112,23 @@ HASHED = (
 )
 AUDITED = (
     "status",
+    "status_reason",
     "attempt",
     "checkout_url",
-    "charge_reference",
-    "charged_minor",
     "refunded_minor",
     "accepted_by",
     "paid_at",
     "expires_at",
     "customer_name",
     "customer_email",
+    "customer_phone",
+    "location",
+    "description",
     "metadata",
     "return_url",
     "erased_at",
 )
+"""The columns that may change alone; a charge comes with a new status and stays."""
 CHANGES = (
     ("completed ranks below review", "payment_rank", "WHEN 'completed' THEN 3", "WHEN 'completed' THEN 2"),
     ("failed ranks with pending", "payment_rank", "WHEN 'failed' THEN 1", "WHEN 'failed' THEN 0"),

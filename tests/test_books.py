@@ -254,6 +254,10 @@ TAMPERED = {
         {"row 1 was"},
     ),
     "a removed audit row": ("DELETE FROM payment_events WHERE payment_id = %s AND n = 2", {"row 2 is missing"}),
+    "two removed audit rows": (
+        "DELETE FROM payment_events WHERE payment_id = %s AND n < 3",
+        {"row 1 is missing, and 1 more"},
+    ),
     "the first audit row": ("DELETE FROM payment_events WHERE payment_id = %s AND n = 1", {"row 1 is missing"}),
     "the last audit row removed": (
         "DELETE FROM payment_events WHERE payment_id = %s AND n = 3",
@@ -531,6 +535,26 @@ def test_refunds_that_differ_are_found(shop: Shop, sandbox: Sandbox, till: Till)
     assert told[unknown["id"]].endswith("(pending) unknown here")
     assert told[moved["id"]].endswith("is processed there, pending here")
     assert told[missing["id"]].endswith("(pending) not there")
+
+
+def test_what_the_other_mode_did_is_no_difference(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    """A provider numbers the refunds of each mode apart: the same number is another refund."""
+    ours, others = paid(shop), paid(shop)
+    for payment in (ours, others):
+        till.did("refund", payment["id"])
+    sandbox.alter(others["reference"], domain="live")
+    sandbox.ledger.refunds.pop(sandbox.ledger.refund_named(others["reference"]).id)
+    (number,) = till.sql("SELECT provider_id FROM refunds WHERE payment_id = %s", ours["id"])
+    for table in ("payments", "idempotency_keys", "charges", "refunds"):
+        column = "id" if table == "payments" else "payment_id"
+        as_superuser(till, f"UPDATE {table} SET mode = 'live' WHERE {column} = %s", others["id"])  # noqa: S608
+    as_superuser(
+        till,
+        "UPDATE refunds SET provider_id = %s, amount_minor = 1 WHERE payment_id = %s",
+        number["provider_id"],
+        others["id"],
+    )
+    assert differing(till) == []
 
 
 def test_reconcile_reads_page_after_page(shop: Shop, sandbox: Sandbox, till: Till) -> None:

@@ -364,6 +364,18 @@ def test_a_customer_whom_the_provider_refuses_is_told_so_once_and_for_all(shop: 
     assert (payment["status"], payment["status_reason"], payment["checkout_url"]) == ("failed", message, None)
 
 
+def test_a_customer_refused_at_a_later_reference_by_a_retry_keeps_that_one(shop: Shop) -> None:
+    walk = references(refused_by_provider(shop, "one"))
+    initialize_before(shop.sandbox, walk[0])
+    shop.sandbox.fault("initialize", "lost-request", times=2, prefix=walk[1])
+    assert shop.create(key="one").status_code == 503
+    body = {"status": False, "message": "Invalid Email Address Passed", "type": "validation_error"}
+    shop.sandbox.fault("initialize", "answer", effect=False, status=400, body=body, prefix=walk[1])
+    assert shop.create(key="one").json["code"] == "provider_refused"
+    payment = shop.get(only_payment(shop)["id"])
+    assert (payment["status"], payment["reference"]) == ("failed", walk[1])
+
+
 # How long it may take
 
 
@@ -641,16 +653,16 @@ def test_reversed_means_that_money_came(shop: Shop, word: str) -> None:
 
 
 def test_an_event_of_money_that_cannot_be_read_makes_us_ask_at_once(shop: Shop) -> None:
-    payment = shop.created()
+    payment, other = shop.created(), shop.created()
     shop.sandbox.pay(payment["reference"])
+    shop.sandbox.pay(other["reference"])
     shop.sql("UPDATE payments SET look_at = now() + interval '1 day'")
     assert shop.deliver(payment["reference"], amount="much").status_code == 200
-    assert only_payment(shop)["status"] == "pending"
     worker_of(shop).look()
-    assert only_payment(shop)["status"] == "completed"
-    before = only_payment(shop)
+    assert [shop.get(each["id"])["status"] for each in (payment, other)] == ["completed", "pending"]
+    before = check_books(shop.database_url)
     shop.deliver(payment["reference"], amount="more")
-    assert only_payment(shop) == before
+    assert check_books(shop.database_url) == before
 
 
 def test_money_for_a_reference_of_ours_that_nobody_knows_is_an_incident(shop: Shop) -> None:

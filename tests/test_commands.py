@@ -459,6 +459,20 @@ def test_doctor_sees_a_clock_that_is_wrong(till: Till, sandbox: Sandbox) -> None
     assert re.fullmatch(r"1[78]\d s ahead of Paystack's", finding["text"])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "state", "words"),
+    [(0, "note", "never end"), (48 * 3600, "note", "end after 48 hours"), (3600, "ok", "end after 1 hours")],
+)
+def test_doctor_says_how_long_customers_can_pay(
+    shop: Shop, sandbox: Sandbox, till: Till, seconds: int, state: str, words: str
+) -> None:
+    body = {"status": True, "message": "", "data": {"payment_session_timeout": seconds}}
+    sandbox.fault("session-timeout", "answer", body=body)
+    (session,) = [each for each in json.loads(till.did("doctor", "--json")) if each["about"] == "session"]
+    assert session["state"] == state
+    assert words in session["text"]
+
+
 def test_the_worker_does_what_is_due_and_ends(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     payment = shop.created()
     sandbox.pay(payment["reference"])

@@ -48,6 +48,20 @@ def insert(psql: Psql, table: str, row: dict[str, Any]) -> None:
     psql.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})".encode(), row)
 
 
+def refund_row(psql: Psql, **others: object) -> dict[str, Any]:
+    """A refund of the one charge that there is, as it was asked for, but for `others`."""
+    charge = psql.execute("SELECT reference AS charge_reference, payment_id, mode, currency FROM charges").fetchone()
+    assert charge is not None
+    asked = {
+        "id": f"RF-{'0' * 26}",
+        "amount_minor": 1000,
+        "status": "unanswered",
+        "origin": "paygate",
+        "made_by": "ada",
+    }
+    return {**charge, **asked, **others}
+
+
 def payment_row(psql: Psql, payment_id: str) -> dict[str, Any]:
     row = psql.execute("SELECT * FROM payments WHERE id = %s", [payment_id]).fetchone()
     assert row is not None
@@ -113,6 +127,12 @@ def test_a_checkout_url_is_never_replaced(psql: Psql, payment_id: str) -> None:
         refuses(psql, "has its checkout URL already", f"UPDATE payments SET checkout_url = {url}")
 
 
+def test_an_erased_payment_stays_erased(psql: Psql, payment_id: str) -> None:
+    psql.execute("UPDATE payments SET erased_at = now()")
+    for moment in ("NULL", "now() + interval '1 s'"):
+        refuses(psql, "has been erased", f"UPDATE payments SET erased_at = {moment}")
+
+
 def test_a_payment_never_goes_back_to_an_earlier_reference(psql: Psql, payment_id: str) -> None:
     psql.execute("UPDATE payments SET attempt = 3")
     refuses(psql, "earlier reference", "UPDATE payments SET attempt = 2")
@@ -155,19 +175,29 @@ def test_completed_without_such_a_charge_needs_a_recorded_acceptance(psql: Psql,
     psql.execute("UPDATE payments SET status = 'completed', paid_at = now(), accepted_by = 'operator:ada'")
 
 
-def test_a_new_payment_cannot_be_born_completed(psql: Psql, payment_id: str) -> None:
+def test_from_review_a_payment_is_refunded_once_the_whole_charge_went_back(psql: Psql, payment_id: str) -> None:
+    insert(psql, "charges", charge_row(payment_row(psql, payment_id), amount_minor=4000))
+    psql.execute("UPDATE payments SET status = 'review', charge_reference = reference, charged_minor = 4000")
+    refunded = "UPDATE payments SET status = 'refunded', paid_at = now(), refunded_minor ="
+    refuses(psql, "no charge that pays it", f"{refunded} 3999")
+    psql.execute(f"{refunded} 4000".encode())
+
+
+def test_a_new_payment_cannot_be_born_completed_nor_refunded(psql: Psql, payment_id: str) -> None:
     payment = payment_row(psql, payment_id)
     names = "mode", "amount_minor", "currency", "customer_name", "customer_email", "customer_phone", "location"
     born = {name: payment[name] for name in (*names, "source", "expires_at", "created_at")}
     born |= {"id": "PAY-00000000000000000000000000", "reference": "PG-00000000000000000000000000"}
     born |= {"status": "completed", "paid_at": payment["created_at"], "charge_reference": born["reference"]}
-    with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
-        insert(psql, "payments", {**born, "charged_minor": payment["amount_minor"]})
+    for moved in ({}, {"status": "refunded", "refunded_minor": payment["amount_minor"]}):
+        with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
+            insert(psql, "payments", {**born, "charged_minor": payment["amount_minor"], **moved})
 
 
 def test_no_row_that_money_hangs_on_is_removed(shop: Shop, psql: Psql) -> None:
     shop.pay(shop.created()["reference"])
-    for table in ("payments", "idempotency_keys", "charges", "payment_events", "secrets"):
+    insert(psql, "refunds", refund_row(psql))
+    for table in ("refunds", "payments", "idempotency_keys", "charges", "payment_events", "secrets"):
         for statement in ("DELETE FROM", "TRUNCATE"):
             cascade = " CASCADE" if statement == "TRUNCATE" else ""
             refuses(psql, "is refused: its rows are kept as they are", f"{statement} {table}{cascade}")
@@ -185,6 +215,104 @@ def test_an_audit_row_a_charge_and_the_secret_never_change(shop: Shop, psql: Psq
         "secrets SET value = sha256('')",
     ):
         refuses(psql, "is refused: its rows are kept as they are", f"UPDATE {change}")
+
+
+def test_a_refund_stays_what_it_is_and_is_answered_once(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    insert(psql, "refunds", refund_row(psql))
+    for change in (
+        "id = 'RF-00000000000000000000000001'",
+        "charge_reference = charge_reference || '-2'",
+        "payment_id = 'PAY-00000000000000000000000000'",
+        "mode = 'live'",
+        "origin = 'dashboard'",
+        "created_at = created_at - interval '1 day'",
+    ):
+        refuses(psql, "never changes", f"UPDATE refunds SET {change}")
+    psql.execute("UPDATE refunds SET provider_id = 7, status = 'pending'")
+    for change in ("provider_id = 8", "provider_id = NULL, status = 'refused'"):
+        refuses(psql, "never changes", f"UPDATE refunds SET {change}")
+    refuses(psql, "has been answered", "UPDATE refunds SET status = 'unanswered'")
+
+
+NO_SUCH = {
+    "key_has_a_payment": """
+        INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token)
+        SELECT mode, sha256(key), fingerprint, 'PAY-' || repeat('0', 26), token FROM idempotency_keys LIMIT 1
+    """,
+    "charge_has_a_payment": """
+        INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)
+        VALUES ('PG-' || repeat('0', 26), 'PAY-' || repeat('0', 26), 'test', 1, 'NGN', 'webhook')
+    """,
+    "refund_has_a_charge": """
+        INSERT INTO refunds (id, charge_reference, payment_id, mode, amount_minor, currency, status, origin, made_by)
+        SELECT 'RF-' || repeat('1', 26), 'PG-' || repeat('0', 26), payment_id, mode, 1, currency, status, origin, 'ada'
+          FROM refunds
+    """,
+}
+BROKEN_RULES = {
+    **NO_SUCH,
+    "secrets_is_one_row": "INSERT INTO secrets (the_only_row, value) VALUES (false, sha256(''))",
+    "mode_is_test_or_live": "UPDATE payments SET mode = 'sandbox'",
+    "status_is_known": "UPDATE payments SET status = 'paid' WHERE status = 'pending'",
+    "amount_is_positive": "UPDATE payments SET amount_minor = 0",
+    "reference_is_used_once": "UPDATE payments SET reference = (SELECT min(reference) FROM payments)",
+    "reference_is_pg_and_26_of_base32": "UPDATE payments SET reference = 'PG-1' WHERE status = 'pending'",
+    "attempt_is_1_to_9": "UPDATE payments SET attempt = 0",
+    "refunded_is_not_negative": "UPDATE payments SET refunded_minor = -1 WHERE status = 'completed'",
+    "completed_has_paid_at": "UPDATE payments SET paid_at = NULL WHERE status = 'completed'",
+    "money_came_has_a_charge": "UPDATE payments SET status = 'review' WHERE status = 'pending'",
+    "charged_is_of_a_charge": "UPDATE payments SET charged_minor = 1 WHERE status = 'pending'",
+    "refunded_is_of_a_charge": "UPDATE payments SET refunded_minor = 1 WHERE status = 'pending'",
+    "an_answer_is_whole": "UPDATE idempotency_keys SET answer = NULL",
+    "charge_reference_is_ours": "UPDATE charges SET reference = 'T685312322670591'",
+    "charged_amount_is_not_negative": "UPDATE charges SET amount_minor = -1",
+    "refunded_amount_is_positive": "UPDATE refunds SET amount_minor = 0",
+    "refund_status_is_known": "UPDATE refunds SET status = 'done', provider_id = 7",
+    "the_provider_names_what_it_took": "UPDATE refunds SET status = 'pending'",
+    "processed_has_its_time": "UPDATE refunds SET status = 'processed', provider_id = 7",
+    "refund_is_recorded_once": """
+        INSERT INTO refunds (id, charge_reference, payment_id, mode, amount_minor, currency, status, origin, made_by,
+                             provider_id)
+        SELECT 'RF-' || repeat(n::text, 26), charge_reference, payment_id, mode, 1, currency, status, origin, 'ada', 7
+          FROM refunds, generate_series(1, 2) n
+    """,
+    "an_event_is_stored_once": """
+        INSERT INTO provider_events (mode, digest, outcome) SELECT mode, digest, 'noted' FROM provider_events
+    """,
+    "applied_has_its_time": "UPDATE provider_events SET applied_at = NULL",
+    "only_a_received_event_is_retried": "UPDATE provider_events SET retry_at = now()",
+    "a_thing_opens_one_incident": """
+        INSERT INTO incidents (mode, kind, subject) VALUES ('test', 'dispute', 'x'), ('test', 'dispute', 'x')
+    """,
+    "a_closed_incident_names_who": """
+        INSERT INTO incidents (mode, kind, subject, closed_at) VALUES ('test', 'dispute', 'x', now())
+    """,
+    "notifications_are_numbered": """
+        INSERT INTO notifications (mode, type, payment_id, sequence, facts)
+        SELECT mode, 'x', id, 1, '{}' FROM payments, generate_series(1, 2)
+    """,
+    "an_ended_notification_is_not_due": """
+        INSERT INTO notifications (mode, type, sequence, facts, due_at, dead_at)
+        VALUES ('test', 'x', 1, '{}', now(), now())
+    """,
+    "actor_is_known": "UPDATE payment_events SET actor = 'nobody'",
+    "why_is_known": "UPDATE payment_events SET why = 'because'",
+    "payment_events_are_numbered": "UPDATE payment_events SET n = 1",
+}
+
+
+def test_each_rule_of_a_row_holds_by_itself_where_every_guard_is_switched_off(shop: Shop, psql: Psql) -> None:
+    shop.pay(shop.created()["reference"])
+    shop.created()
+    insert(psql, "refunds", refund_row(psql))
+    for rule, statement in BROKEN_RULES.items():
+        with psql.transaction(force_rollback=True):
+            if rule not in NO_SUCH:  # foreign keys are triggers too
+                psql.execute("SET LOCAL session_replication_role = replica")
+            with pytest.raises(psycopg.errors.IntegrityError) as refused:
+                psql.execute(statement.encode())
+            assert refused.value.diag.constraint_name == rule
 
 
 def test_a_key_has_one_payment_and_a_payment_one_key(psql: Psql, payment_id: str) -> None:
@@ -303,6 +431,26 @@ def test_a_change_in_psql_is_written_down_as_the_database_users(psql: Psql, paym
         last = trail(psql, payment_id)[-1]
         assert (last["n"], last["actor"], last["why"]) == (n, f"operator:{psql.info.user}", "by_hand"), column
     check_trail(trail(psql, payment_id))
+
+
+def test_each_change_but_of_when_to_look_leaves_a_row(shop: Shop, psql: Psql) -> None:
+    paid = shop.created()
+    shop.pay(paid["reference"])
+    shop.sandbox.fault("initialize", "lost-request", times=2)
+    assert shop.create(key="one").status_code == 503
+    of_paid = {"refunded_minor": "1", "accepted_by": "'operator:ada'", "paid_at": "now()"}
+    of_unopened = {
+        **{"status": "'failed'", "status_reason": "'x'", "attempt": "2", "checkout_url": "'x'", "expires_at": "now()"},
+        **dict.fromkeys(("customer_name", "customer_email", "customer_phone", "location", "description"), "'x'"),
+        **{"metadata": "'{}'", "return_url": "'x'", "erased_at": "now()"},
+    }
+    for status, changes in (("completed", of_paid), ("pending", of_unopened)):
+        (payment,) = psql.execute("SELECT id FROM payments WHERE status = %s", [status]).fetchall()
+        for column, value in changes.items():
+            with psql.transaction(force_rollback=True):
+                before = len(trail(psql, payment["id"]))
+                psql.execute(f"UPDATE payments SET {column} = {value} WHERE id = %s".encode(), [payment["id"]])
+                assert len(trail(psql, payment["id"])) == before + 1, column
 
 
 def test_when_to_look_next_leaves_no_trail(psql: Psql, payment_id: str) -> None:

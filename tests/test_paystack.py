@@ -409,6 +409,8 @@ def test_a_reversal_says_that_money_came(gateway: paystack.Gateway, wire: Wire, 
         ({"requested_amount": None}, {"requested_minor": None}),
         ({"amount": "40333", "fees": "10283"}, {"amount_minor": 40333, "fees_minor": 10283}),
         ({"fees": None, "channel": None, "id": None}, {"fees_minor": None, "channel": None, "provider_id": None}),
+        ({"fees": 0}, {"fees_minor": 0}),
+        ({"fees": -1}, {"fees_minor": None}),
         ({"paid_at": None}, {"paid_at": None}),
         ({"paid_at": "yesterday"}, {"paid_at": None}),
         ({"paid_at": "2026-01-31T09:15:02"}, {"paid_at": None}),  # of no known zone

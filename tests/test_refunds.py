@@ -369,6 +369,17 @@ def test_a_refund_that_stays_open_is_an_incident_after_thirty_days(shop: Shop, s
     assert incidents(shop) == []  # closed by its end
 
 
+def test_the_end_of_one_refunds_looks_is_not_that_of_anothers(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    old, new = paid(shop), paid(shop)
+    till.did("refund", old["id"])
+    age(shop, 30 * DAY)
+    till.did("refund", new["id"])
+    seek(shop)
+    looks = {refund["payment_id"]: refund["look_at"] is not None for refund in refunds(shop)}
+    assert looks == {old["id"]: False, new["id"]: True}
+    assert incidents(shop) == ["refund_not_final"]
+
+
 def test_one_refund_that_the_provider_does_not_know_holds_up_no_other(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     first, second = paid(shop), paid(shop)
     till.did("refund", first["id"])

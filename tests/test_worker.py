@@ -373,6 +373,21 @@ def test_a_reader_of_an_ended_payment_makes_the_worker_look_too(shop: Shop, ende
     assert shop.get(payment["id"])["status"] == "completed"
 
 
+def test_a_reader_makes_the_worker_look_once_the_lease_of_one_that_died_is_over(shop: Shop) -> None:
+    payment = shop.created()
+    shop.sql("UPDATE payments SET look_at = now() + interval '1 hour', look_leased_until = now() + interval '1 hour'")
+
+    def is_soon() -> bool:
+        shop.get(payment["id"])
+        return shop.sql("SELECT look_at <= now() AS is_due FROM payments") == [{"is_due": True}]
+
+    assert not is_soon()
+    time.sleep(1.3)  # until the reader has been told of
+    assert not is_soon()
+    shop.sql("UPDATE payments SET look_leased_until = now()")
+    wait_until(is_soon, 5)
+
+
 # Nothing twice, nobody waits for another
 
 
