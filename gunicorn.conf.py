@@ -13,6 +13,7 @@ from typing import Any
 
 import gunicorn.http.unreader
 import gunicorn.util
+import gunicorn.workers.gthread
 
 import log
 import settings
@@ -103,6 +104,21 @@ def read_chunk_in_time(reader: Any, size_hint: int | None = None) -> bytes:
 
 
 gunicorn.http.unreader.SocketUnreader.chunk = read_chunk_in_time
+
+
+accept = gunicorn.workers.gthread.ThreadWorker.accept
+
+
+def accept_in_turn(process: Any, listener: Any) -> None:
+    """Accept a connection, unless a process with fewer is quicker: the more one has, the longer it waits, 2 ms at most.
+    Else the first to wake takes nearly all, and as long as these are kept alive the other processes have little to do:
+    of 256 clients one of two processes had 19, and their bulkheads let 0.63 of the payments through that they could."""
+    if workers > 1:
+        time.sleep(min(2e-3, process.nr_conns * 20e-6))
+    accept(process, listener)
+
+
+gunicorn.workers.gthread.ThreadWorker.accept = accept_in_turn
 
 
 def pre_request(process: Any, request: Any) -> None:

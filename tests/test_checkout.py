@@ -1,7 +1,10 @@
 # ruff: noqa: F811  (fixtures are imported by their names)
 """Opening a checkout, whatever the provider answers and whoever else is at it; what becomes of money that comes."""
 
+import contextlib
+import http.client
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -409,6 +412,29 @@ def test_no_call_outlasts_the_lease(open_shop: Callable[..., Shop]) -> None:
     answer, took_seconds = seconds_of(lambda: shop.create(key="one"))
     assert answer.status_code == 503
     assert took_seconds < 2.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the sockets of a process in Linux's /proc")
+def test_clients_that_keep_their_connections_are_shared_out_among_the_processes(
+    database_url: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Else one process has its bulkhead full while another has little to do."""
+    sizes = {"WEB_CONCURRENCY": "2", "THREADS": "16", "RUN_WORKER": "0"}
+    with Server(database_url, sandbox, tmp_path, **sizes) as server, contextlib.ExitStack() as stack:
+        master = server.process.pid
+        processes = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        before = [sockets_of(pid) for pid in processes]
+        clients = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=10) for _ in range(120)]
+        for client in clients:
+            stack.callback(client.close)
+            client.request("GET", "/healthz")
+        for client in clients:
+            client.getresponse().read()
+        assert min(sockets_of(pid) - had for pid, had in zip(processes, before, strict=True)) >= 30
+
+
+def sockets_of(pid: str) -> int:
+    return sum(str(each.readlink()).startswith("socket:") for each in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_provider_that_hangs_stops_neither_reads_nor_webhooks_nor_replays(
