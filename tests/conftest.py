@@ -22,8 +22,12 @@ for name in ("DATABASE_URL", "PAYSTACK_SECRET_KEY", "PAYSTACK_URL"):
 
 
 def pytest_configure() -> None:
-    """SIGTERM ends a run as Ctrl-C does, so that the fixtures end the processes they started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM ends a run as Ctrl-C does, so that the fixtures end the processes they started.
+
+    A run in the background, or under nohup, ignores signals, and so would all that it starts and then interrupts.
+    """
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
