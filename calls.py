@@ -63,6 +63,7 @@ class Caller:
             try:
                 connection = self._kept_connection() or self._new_connection()
                 unless_kept.callback(connection.close)
+                # http.client has no public way to bound its connecting or its reading: these two are its own hooks.
                 if connection.sock is None:
                     connection._create_connection = functools.partial(_connect, deadline)  # type: ignore[attr-defined]
                     connection.connect()

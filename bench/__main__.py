@@ -139,13 +139,31 @@ class Bench:
         return found
 
     def work(self, server: Server, subject: Subject, kind: str, number: int) -> Sample:
-        """One kind of work by one subject: what it cost. Raises Void when answers and rows do not agree."""
+        """One kind of work by one subject, see `measure`."""
+
+        def send(requests: list[bytes]) -> list[load.Reply]:
+            return load.send(server.port, iter(requests), CONNECTIONS, keep=kind == POST)
+
+        return self.measure(subject, kind, number, send, server.cpu_seconds)
+
+    def measure(
+        self,
+        subject: Subject,
+        kind: str,
+        number: int,
+        send: Callable[[list[bytes]], list[load.Reply]],
+        cpu_seconds: Callable[[], float],
+    ) -> Sample:
+        """What one kind of work cost: `send` does it, `cpu_seconds` is what whoever does it has used.
+
+        Raises Void when answers and rows do not agree.
+        """
         requests, expected, after_seconds = self.prepare(subject, kind, number)
         rows, calls = subject.count(kind), self.provider_calls()
-        server_before, database_before = server.cpu_seconds(), machine.cpu_seconds(self.cluster_pid)
-        replies = load.send(server.port, iter(requests), CONNECTIONS, keep=kind == POST)
+        server_before, database_before = cpu_seconds(), machine.cpu_seconds(self.cluster_pid)
+        replies = send(requests)
         time.sleep(after_seconds)
-        server_spent = server.cpu_seconds() - server_before
+        server_spent = cpu_seconds() - server_before
         database_spent = machine.cpu_seconds(self.cluster_pid) - database_before
         self.check(subject, kind, replies, expected, subject.count(kind) - rows, self.provider_calls() - calls)
         if kind == POST:

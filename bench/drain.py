@@ -24,11 +24,11 @@ import worker
 from bench import load, machine, subjects
 from bench.__main__ import Bench, Void
 from bench.machine import Server
-from bench.report import print_table
+from bench.report import percentile, print_table
 from bench.subjects import Subject
 from torture.receiver import NOTIFY_SECRET, Receiver
 
-POSTS_PER_SECOND_CONNECTIONS = 4
+CONNECTIONS = 4
 QUIET_SECONDS = 5
 LEAST_NOTIFICATIONS_PER_SECOND = 40
 MOST_CPU_RATIO = 1.2
@@ -89,6 +89,7 @@ class Drain:
 
     @contextlib.contextmanager
     def draining(self) -> Iterator[None]:
+        """With a worker that has begun to look."""
         with (self.bench.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, machine.PROJECT / "manage.py", "worker"],
@@ -99,6 +100,8 @@ class Drain:
                 start_new_session=True,
             )
         try:
+            before = self.done()
+            wait_until(lambda: self.done() > before)
             yield
         finally:
             process.terminate()
@@ -109,11 +112,8 @@ class Drain:
         self.take_payments(Phase(), seconds=2)  # warms up
         for _ in range(self.options.rounds):
             self.take_payments(quiet, self.options.seconds)
-            with self.draining():
-                before = self.done()
-                wait_until(lambda before=before: self.done() > before)  # type: ignore[misc]  # until it has started
-                with self.counting_calls():
-                    self.take_payments(busy, self.options.seconds)
+            with self.draining(), self.counting_calls():
+                self.take_payments(busy, self.options.seconds)
         return quiet, busy
 
     def take_payments(self, phase: Phase, seconds: float) -> None:
@@ -122,7 +122,7 @@ class Drain:
         replies = load.send(
             self.server.port,
             self.bench.requests.posts(),
-            POSTS_PER_SECOND_CONNECTIONS,
+            CONNECTIONS,
             until=time.monotonic() + seconds,
         )
         if {reply.status for reply in replies} != {201}:
@@ -189,8 +189,6 @@ class Drain:
     def calls_while_quiet(self) -> int:
         """How often the provider is asked after a 429 that asks for QUIET_SECONDS, until these are over."""
         with self.draining():
-            before = self.done()
-            wait_until(lambda: self.done() > before)
             fault = {"endpoint": "verify", "name": "429-retry-after", "retry_after": QUIET_SECONDS}
             subjects.ask(self.bench.sandbox_url, "POST", "/_sandbox/fault", fault)
             time.sleep(1)  # until it is met, and what was under way at that moment has come
@@ -233,8 +231,8 @@ def report(drain: Drain, quiet: Phase, busy: Phase) -> list[str]:
             *(
                 [
                     name,
-                    f"{percentile(phase, 0.5):.1f}",
-                    f"{percentile(phase, 0.99):.1f}",
+                    f"{percentile(phase.latencies_ms, 0.5):.1f}",
+                    f"{percentile(phase.latencies_ms, 0.99):.1f}",
                     f"{statistics.median(phase.cpu_seconds):.3f}",
                 ]
                 for name, phase in (("the worker stands still", quiet), ("while it drains", busy))
@@ -254,11 +252,6 @@ def report(drain: Drain, quiet: Phase, busy: Phase) -> list[str]:
         }.items()
         if is_missed
     ]
-
-
-def percentile(phase: Phase, share: float) -> float:
-    latencies = sorted(phase.latencies_ms)
-    return latencies[min(len(latencies) - 1, int(len(latencies) * share))]
 
 
 def duration(seconds: float) -> str:

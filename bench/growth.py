@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
@@ -152,7 +152,7 @@ class Growth:
             for written in history.fill(url, payments, today=TODAY, body=body):
                 bar.update(written - bar.n)
         print(f"{payments:,} payments written in {time.monotonic() - begun:.0f} s", flush=True)
-        return Ledger(payments, url, random.Random(self.options.seed))  # noqa: S311
+        return Ledger(payments, url, random.Random(self.options.seed))  # noqa: S311  # likewise
 
     def in_turn(self) -> list[Ledger]:
         return self.random.sample(self.ledgers, len(self.ledgers))
@@ -349,7 +349,7 @@ class Growth:
         for ledger in self.ledgers:
             for table in (*A_PAID_PAYMENT, "notifications", "refunds", "incidents"):
                 ((heap, indexes, rows),) = ledger.execute(
-                    f"SELECT pg_table_size('{table}'), pg_indexes_size('{table}'), count(*) FROM {table}"  # noqa: S608
+                    f"SELECT pg_table_size('{table}'), pg_indexes_size('{table}'), count(*) FROM {table}"  # noqa: S608  # ours
                 )
                 found[table, ledger.payments] = heap / max(1, rows), indexes / max(1, rows), rows
         return found
@@ -392,7 +392,7 @@ def wear(ledger: Ledger) -> None:
         )
         # Due, leased while the provider is asked, and due again some time: each leaves the one before it dead.
         for at in ("now() - interval '1 day'", "now() - interval '23 h'", "now() + interval '1 day'"):
-            conn.execute(f"UPDATE payments p SET look_at = {at} + later FROM looked l WHERE l.id = p.id".encode())  # noqa: S608
+            conn.execute(f"UPDATE payments p SET look_at = {at} + later FROM looked l WHERE l.id = p.id".encode())  # noqa: S608  # ours
         conn.execute(
             """
             INSERT INTO payment_events (payment_id, n, at, actor, why, from_status, to_status, amount_minor, currency,
@@ -495,7 +495,7 @@ LOOKUPS: dict[str, tuple[Callable[[Ledger], None] | None, Work]] = {
 class Provider:
     """Paystack's lists, as they would be if our books were right: what `reconcile` reads, page after page."""
 
-    QUERIES = {  # noqa: RUF012
+    QUERIES: ClassVar = {
         "/transaction": """
             SELECT json_build_object('id', provider_id, 'domain', 'test', 'status', 'success', 'reference', reference,
                    'amount', amount_minor, 'requested_amount', requested_minor, 'currency', currency,
@@ -679,7 +679,7 @@ def main() -> int:
         sys.exit("bench-growth: it reads the processor's time from Linux's /proc")
     options = parse_options()
     needed = sum(options.sizes) * BYTES_OF_A_PAYMENT + BYTES_BESIDES
-    free = shutil.disk_usage("/var/tmp").free  # noqa: S108
+    free = shutil.disk_usage("/var/tmp").free  # noqa: S108  # only asked how much room is there
     if free < needed:
         sys.exit(f"bench-growth: /var/tmp has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -85,8 +85,8 @@ def print_latencies(samples: Samples, statements: Statements) -> None:
             [
                 kind,
                 *(
-                    f"{percentile(samples[kind, name], 0.5):.1f}, {percentile(samples[kind, name], 0.99):.1f};"
-                    f" {statements[kind, name]}"
+                    f"{percentile(latencies(samples[kind, name]), 0.5):.1f},"
+                    f" {percentile(latencies(samples[kind, name]), 0.99):.1f}; {statements[kind, name]}"
                     for name in names
                 ),
             ]
@@ -177,10 +177,14 @@ def tail(latencies_ms: list[float]) -> str:
     return f"{ordered[len(ordered) // 2]:.0f}, {ordered[len(ordered) * 99 // 100]:.0f}"
 
 
-def percentile(samples: Iterable[Sample], share: float) -> float:
-    """Over the requests of all rounds."""
-    latencies = sorted(ms for sample in samples for ms in sample.latencies_ms)
-    return latencies[min(len(latencies) - 1, int(len(latencies) * share))]
+def latencies(samples: Iterable[Sample]) -> list[float]:
+    """Of the requests of all rounds, in ms."""
+    return [ms for sample in samples for ms in sample.latencies_ms]
+
+
+def percentile(latencies_ms: Iterable[float], share: float) -> float:
+    ordered = sorted(latencies_ms)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def verdict(value: float, goal: float) -> str:

@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 
@@ -91,21 +92,8 @@ class Scale:
         return samples
 
     def work(self, fleet: Fleet, kind: str) -> Sample:
-        """One kind of work by one fleet: what it cost. Raises Void when answers and rows do not agree."""
-        bench, subject = self.bench, fleet.subject
-        requests, expected, after_seconds = bench.prepare(subject, kind, self.options.requests)
-        rows, calls = subject.count(kind), bench.provider_calls()
-        service_before, database_before = fleet.cpu_seconds(), machine.cpu_seconds(bench.cluster_pid)
-        replies = fleet.send(requests, kind)
-        time.sleep(after_seconds)
-        service_spent = fleet.cpu_seconds() - service_before
-        database_spent = machine.cpu_seconds(bench.cluster_pid) - database_before
-        bench.check(subject, kind, replies, expected, subject.count(kind) - rows, bench.provider_calls() - calls)
-        if kind == POST:
-            subject.learn(replies)
-        return Sample(
-            service_spent / len(replies) * 1000, database_spent / len(replies) * 1000, [reply.ms for reply in replies]
-        )
+        send = partial(fleet.send, kind=kind)
+        return self.bench.measure(fleet.subject, kind, self.options.requests, send, fleet.cpu_seconds)
 
     def connections(self, fleet: Fleet) -> int:
         """How many the fleet has opened."""

@@ -6,7 +6,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 database = conninfo_to_dict(os.environ["DATABASE_URL"])
 
-SECRET_KEY = "only-for-this-measurement-on-this-machine-0123456789"  # noqa: S105
+SECRET_KEY = "only-for-this-measurement-on-this-machine-0123456789"  # noqa: S105  # it signs nothing that anyone keeps
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
 INSTALLED_APPS = [
