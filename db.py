@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psycopg
+import psycopg.generators
 import psycopg.rows
 import psycopg.sql
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -106,6 +108,16 @@ class BoundedConnection(psycopg.Connection[Any]):
             self.pgconn.finish()
             raise Frozen from error
 
+    def command(self, statements: bytes) -> bytes | None:
+        """Run statements that have no values and whose rows nobody reads; what the server says of the last one. As
+        psycopg sends its own BEGIN and COMMIT: without a cursor, which is half of what they cost us."""
+        with self.lock:
+            self.pgconn.send_query(statements)
+            result: PGresult = self.wait(psycopg.generators.execute(self.pgconn))[-1]
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+        return result.command_status
+
 
 class Frozen(psycopg.OperationalError):
     """The server did not answer in time."""
@@ -126,7 +138,7 @@ class Database:
         self.pool: ConnectionPool[BoundedConnection] = ConnectionPool(
             url,
             connection_class=BoundedConnection,
-            # No prepared statements: behind pgbouncer the next one may reach another server connection.
+            # Nothing is prepared, see _configure.
             kwargs={"autocommit": True, "prepare_threshold": None, **connection_defaults(url)},
             configure=_configure,
             min_size=1,
@@ -207,15 +219,15 @@ class Database:
         """As `run`, in one transaction whose changes of payments the audit trail puts down to `actor` and `why`."""
 
         def in_transaction(conn: BoundedConnection) -> T:
-            # BEGIN and the names in one round trip; of the other transactions' four, psycopg would make it five.
-            conn.execute(_begin(actor, why, is_notifying=conn.is_notifying))
+            # BEGIN and the names in one round trip.
+            conn.command(_begin(actor, why, is_notifying=conn.is_notifying))
             try:
                 result = work(conn)
             except BaseException:
                 if conn.info.transaction_status != TransactionStatus.UNKNOWN:  # the connection lives
-                    conn.execute("ROLLBACK")
+                    conn.rollback()
                 raise
-            if conn.execute("COMMIT").statusmessage != "COMMIT":
+            if conn.command(b"COMMIT") != b"COMMIT":
                 raise psycopg.InternalError("a failed statement was overlooked: nothing was written")
             return result
 
@@ -257,7 +269,8 @@ def reading(url: str) -> Iterator[BoundedConnection]:
             conn.execute(
                 """
                 SELECT set_config('statement_timeout', %(ms)s, false), set_config('TimeZone', 'UTC', false),
-                       set_config('idle_in_transaction_session_timeout', '0', false)
+                       set_config('idle_in_transaction_session_timeout', '0', false),
+                       set_config('enable_seqscan', 'on', false)
                 """,
                 {"ms": str(READING_SECONDS * 1000)},
             )
@@ -299,20 +312,38 @@ def _plain(search_path: str) -> str:
 
 def _configure(conn: BoundedConnection) -> None:
     """Whatever the role's defaults are: the isolation level that the statements here are written for, and an end, a
-    little before ours, to what the server does for a request that has given up."""
+    little before ours, to what the server does for a request that has given up.
+
+    What `prepare=True` marks is prepared, which halves the database's work for a payment, where the server's process is
+    the one that answered the connection. Behind a pooler another one may answer each transaction, and it would not know
+    the statement, or know another of that name. A pooler gives out numbers of its own, for it must know whom a client
+    means who cancels (https://www.postgresql.org/docs/current/protocol-flow.html, "Canceling Requests in Progress").
+    """
     check_search_path(conn)
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-    conn.execute(
+    conn.row_factory = psycopg.rows.dict_row
+    server = _one(
+        conn,
         """
         SELECT set_config('default_transaction_isolation', 'read committed', false),
                set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
                           ELSE current_setting('synchronous_commit') END, false),
                set_config('statement_timeout', '4500ms', false),
                set_config('idle_in_transaction_session_timeout', '10s', false),
-               set_config('TimeZone', 'UTC', false)
-        """
+               set_config('TimeZone', 'UTC', false),
+               -- A plan that was made when a table had a few rows is kept while it comes to have thousands.
+               set_config('enable_seqscan', 'off', false),
+               pg_backend_pid() AS pid
+        """,
     )
-    conn.row_factory = psycopg.rows.dict_row
+    if server["pid"] == conn.info.backend_pid:
+        conn.prepare_threshold = NEVER_UNMARKED
+
+
+NEVER_UNMARKED = 2**31
+"""As a threshold: no statement that is not marked is run so often that psycopg prepares it. Those that are find their
+rows by a unique key, so that their plan stays right however the tables grow, and name their columns, so that one that a
+migration adds changes nothing for them."""
 
 
 def _is_gone(error: psycopg.Error) -> bool:
@@ -495,11 +526,11 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
     if not ID_PATTERN.fullmatch(payment_id):
         return None
 
-    def work(conn: BoundedConnection) -> Payment | None:
-        with conn.cursor(row_factory=MAKE_PAYMENT) as cursor:
-            return cursor.execute(FIND_PAYMENT, {"id": payment_id}).fetchone()
-
-    return database.run(work)
+    return database.run(
+        lambda conn: (
+            conn.cursor(row_factory=MAKE_PAYMENT).execute(FIND_PAYMENT, {"id": payment_id}, prepare=True).fetchone()
+        )
+    )
 
 
 # Most requests are this one: only what is needed, and no dict between the row and the payment.
@@ -562,9 +593,9 @@ def reserve(
     }
 
     def work(conn: BoundedConnection) -> Reservation:
-        row = _insert_key_and_payment(conn, values)
-        if row is not None:
-            return Reservation(Payment.of(row), key, token, taken_at)
+        made = _insert_key_and_payment(conn, values)
+        if made is not None:
+            return Reservation(made, key, token, taken_at)
         # The statement that lost the race cannot see the winner's row: its snapshot is older. A second one can.
         found = _read_key(conn, values, taken_at)
         if found is not None and found.answer is None and found.token != token:
@@ -584,36 +615,36 @@ def find_reservation(database: Database, *, mode: str, key: bytes, order: Order)
     return database.run(lambda conn: _read_key(conn, values, time.monotonic()))
 
 
-def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> dict[str, Any] | None:
-    """One statement, so one round trip and one commit. No row where the key is there already.
+def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> Payment | None:
+    """The payment, or None where the key is there already. One statement, so one round trip and one commit.
 
     Its conflict has no target: the payment's id is made from the key and unique too, and of two requests at the same
     moment the loser may meet the winner in either index.
     """
-    return conn.execute(
-        """
-        WITH actor AS MATERIALIZED (
-            SELECT set_config('paygate.actor', %(source)s, true), set_config('paygate.why', 'reserved', true)
-        ), taken AS (
-            INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token, leased_until)
-            SELECT %(mode)s, %(key)s, %(fingerprint)s, %(id)s, %(token)s,
-                   clock_timestamp() + make_interval(secs => %(lease_seconds)s)
-              FROM actor
-            ON CONFLICT DO NOTHING
-            RETURNING payment_id
-        )
-        INSERT INTO payments (id, mode, amount_minor, currency, reference, customer_name, customer_email,
-                              customer_phone, location, description, metadata, return_url, source,
-                              expires_at, look_at)
-        SELECT payment_id, %(mode)s, %(amount_minor)s, %(currency)s, %(reference)s, %(customer_name)s,
-               %(customer_email)s, %(customer_phone)s, %(location)s, %(description)s, %(metadata)s, %(return_url)s,
-               %(source)s, clock_timestamp() + make_interval(secs => %(ttl_seconds)s),
-               clock_timestamp() + interval '5 s'
-          FROM taken
-        RETURNING *
-        """,
-        values,
-    ).fetchone()
+    return conn.cursor(row_factory=MAKE_PAYMENT).execute(MAKE_KEY_AND_PAYMENT, values, prepare=True).fetchone()
+
+
+MAKE_KEY_AND_PAYMENT = f"""
+    WITH actor AS MATERIALIZED (
+        SELECT set_config('paygate.actor', %(source)s, true), set_config('paygate.why', 'reserved', true)
+    ), taken AS (
+        INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token, leased_until)
+        SELECT %(mode)s, %(key)s, %(fingerprint)s, %(id)s, %(token)s,
+               clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+          FROM actor
+        ON CONFLICT DO NOTHING
+        RETURNING payment_id
+    )
+    INSERT INTO payments (id, mode, amount_minor, currency, reference, customer_name, customer_email,
+                          customer_phone, location, description, metadata, return_url, source,
+                          expires_at, look_at)
+    SELECT payment_id, %(mode)s, %(amount_minor)s, %(currency)s, %(reference)s, %(customer_name)s,
+           %(customer_email)s, %(customer_phone)s, %(location)s, %(description)s, %(metadata)s, %(return_url)s,
+           %(source)s, clock_timestamp() + make_interval(secs => %(ttl_seconds)s),
+           clock_timestamp() + interval '5 s'
+      FROM taken
+    RETURNING {", ".join(PAYMENT_COLUMNS)}
+    """.encode()  # noqa: S608  # the names are ours
 
 
 def _read_key(conn: BoundedConnection, values: dict[str, Any], taken_at: float) -> Reservation | None:
@@ -691,9 +722,8 @@ def settle_checkout(database: Database, reservation: Reservation, payment: Payme
                    FOR UPDATE OF k
             ), opened AS (
                 UPDATE payments SET checkout_url = %(checkout_url)s, attempt = %(attempt)s
-                  FROM ours
-                 -- pending, in words that match no index: the planner would walk all that are, for this one
-                 WHERE id = payment_id AND payment_rank(status) = 0 AND checkout_url IS NULL
+                 -- No join, and pending in words that match no index: the planner would walk all payments for this one.
+                 WHERE id = (SELECT payment_id FROM ours) AND payment_rank(status) = 0 AND checkout_url IS NULL
                 RETURNING id
             )
             UPDATE idempotency_keys
@@ -709,6 +739,7 @@ def settle_checkout(database: Database, reservation: Reservation, payment: Payme
                 "answer_status": answer.status,
                 "answer": answer.body,
             },
+            prepare=True,
         )
     )
     return settled.rowcount == 1
@@ -798,26 +829,38 @@ class Delivery:
     body: str | None = None
 
 
-def apply_charge(
-    conn: BoundedConnection, charge: money.Charge, actor: str, delivery: Delivery | None = None
-) -> Payment | None:
+@dataclass(frozen=True)
+class Bill:
+    """What a charge is held against: what a payment asks for, and the charge that it follows already."""
+
+    id: str
+    mode: str
+    amount_minor: int
+    currency: str
+    charge_reference: str | None
+
+
+MAKE_BILL = psycopg.rows.args_row(Bill)
+
+
+def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str, delivery: Delivery | None = None) -> None:
     """Record that money came and move its payment on, in the caller's transaction (for `charge`). Safe to repeat.
 
     The first charge of a payment is its own: `completed` when it pays for it, else `review` and an incident. Every
-    other one opens an incident and changes nothing. Returns the payment as it stood, or None when none of this mode has
-    the reference: an incident too. `delivery`: the webhook that told of it, stored with it.
+    other one opens an incident and changes nothing; one whose reference no payment of this mode has, too. `delivery`:
+    the webhook that told of it, stored with it.
     """
-    payment = record(conn, charge.mode, charge.reference, actor, charge=charge, delivery=delivery)
-    if payment is None:
+    bill = record(conn, charge.mode, charge.reference, actor, charge=charge, delivery=delivery)
+    if bill is None:
         open_incident(conn, charge.mode, "unknown_reference", charge.reference)
-    elif payment.charge_reference is None:
-        _follow_charge(conn, payment, charge, actor)
-    elif payment.charge_reference != charge.reference:
-        open_incident(conn, payment.mode, "second_charge", charge.reference, payment.id)
-        return payment
-    if payment is not None and charge.is_reversed:
-        await_refunds(conn, payment.id, is_reversed=True)
-    return payment
+        return
+    if bill.charge_reference is None:
+        _follow_charge(conn, bill, charge, actor)
+    elif bill.charge_reference != charge.reference:
+        open_incident(conn, bill.mode, "second_charge", charge.reference, bill.id)
+        return
+    if charge.is_reversed:
+        await_refunds(conn, bill.id, is_reversed=True)
 
 
 def record(
@@ -828,18 +871,20 @@ def record(
     *,
     charge: money.Charge | None = None,
     delivery: Delivery | None = None,
-) -> Payment | None:
+) -> Bill | None:
     """Store what came about a reference, a charge or a webhook or both, each once, and lock the payment that it names
-    (any of its nine): the payment, or None where none of this mode has it. One statement, so one round trip.
+    (any of its nine): its bill, or None where none of this mode has it. One statement, so one round trip.
 
     A webhook that comes again is counted, and one that was handled keeps its outcome. Of an erased payment its body is
     not kept once it is handled; the lock lets an erasure be seen here, or see this event.
     """
     base = REFERENCE_PATTERN.fullmatch(reference or "")
-    row = conn.execute(
+    found = conn.cursor(row_factory=MAKE_BILL)
+    found.execute(
         """
         WITH payment AS MATERIALIZED (
-            SELECT * FROM payments WHERE reference = %(base)s FOR UPDATE
+            SELECT id, mode, amount_minor, currency, charge_reference, erased_at FROM payments
+             WHERE reference = %(base)s FOR UPDATE
         ), charged AS (
             INSERT INTO charges (reference, payment_id, mode, provider_id, amount_minor, requested_minor, fees_minor,
                                  currency, channel, paid_at, source)
@@ -872,7 +917,7 @@ def record(
                    retry_at = CASE WHEN excluded.outcome = 'received' THEN e.retry_at END,
                    body = CASE WHEN excluded.body IS NOT NULL THEN e.body END
         )
-        SELECT * FROM payment
+        SELECT id, mode, amount_minor, currency, charge_reference FROM payment
         """,
         {
             **(NO_CHARGE if charge is None else vars(charge)),
@@ -884,18 +929,20 @@ def record(
             "has_charge": charge is not None,
             "has_delivery": delivery is not None,
         },
-    ).fetchone()
-    return Payment.of(row) if row is not None and row["mode"] == mode else None
+        prepare=True,
+    )
+    bill = found.fetchone()
+    return bill if bill is not None and bill.mode == mode else None
 
 
 NO_CHARGE = dict.fromkeys(each.name for each in fields(money.Charge))
 NO_DELIVERY = dict.fromkeys(each.name for each in fields(Delivery))
 
 
-def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Charge, actor: str) -> None:
-    is_paid = charge.pays(payment.amount_minor, payment.currency)
+def _follow_charge(conn: BoundedConnection, bill: Bill, charge: money.Charge, actor: str) -> None:
+    is_paid = charge.pays(bill.amount_minor, bill.currency)
     if not is_paid:
-        open_incident(conn, payment.mode, "mismatch", charge.reference, payment.id)
+        open_incident(conn, bill.mode, "mismatch", charge.reference, bill.id)
         set_actor(conn, actor, "mismatch")
     conn.execute(
         """
@@ -908,21 +955,22 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
         """,
         {
             **vars(charge),
-            "id": payment.id,
+            "id": bill.id,
             "is_paid": is_paid,
             "status": "completed" if is_paid else "review",
-            "status_reason": None if is_paid else _difference(charge, payment),
+            "status_reason": None if is_paid else _difference(charge, bill),
         },
+        prepare=True,
     )
 
 
-def _difference(charge: money.Charge, payment: Payment) -> str:
+def _difference(charge: money.Charge, bill: Bill) -> str:
     """Why a charge does not pay for its payment, for the person who reviews it."""
-    asked = payment.amount_minor if charge.requested_minor is None else charge.requested_minor
+    asked = bill.amount_minor if charge.requested_minor is None else charge.requested_minor
     return (
         f"paid {money.render(charge.amount_minor, charge.currency)} {charge.currency}, "
         f"asked at {money.render(asked, charge.currency)} {charge.currency}, "
-        f"the price is {money.render(payment.amount_minor, payment.currency)} {payment.currency}"
+        f"the price is {money.render(bill.amount_minor, bill.currency)} {bill.currency}"
     )
 
 

@@ -415,7 +415,7 @@ def _one_line(text: str) -> str:
 def _json(content: bytes) -> Any:
     """JSON that may come from anyone who can stand between us and Paystack; None when it is none."""
     try:
-        return json.loads(content.decode(), parse_int=_bounded_integer)
+        return DECODE(content.decode())
     except (ValueError, RecursionError):
         return None
 
@@ -424,6 +424,10 @@ def _bounded_integer(digits: str) -> int:
     if len(digits) > 18:
         raise ValueError("no number of Paystack's has that many digits")
     return int(digits)
+
+
+DECODE = json.JSONDecoder(parse_int=_bounded_integer).decode
+"""json.loads with an option would make a decoder for each answer."""
 
 
 def _subunits(value: object) -> int | None:

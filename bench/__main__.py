@@ -68,6 +68,7 @@ class Bench:
             "THREADS": str(options.threads),
             "DB_POOL": "8",
             "RATE_LIMIT": "1000000/second",  # all requests come from one address; it is counted, and never over
+            "FLOOR_PREPARES": "1" if options.floor_prepares else "",
         }
         self.bare = subjects.floor_arguments({**self.env, "DATABASE_URL": self.cluster.url}, self.folder)
         self.make: dict[str, Callable[[str], Subject]] = {"floor": self.floor_subject, "paygate": self.paygate_subject}
@@ -333,6 +334,7 @@ def print_settings(bench: Bench, options: argparse.Namespace) -> None:
         f"{options.rounds} rounds of {options.requests} POSTs, {3 * options.requests} GETs, {options.requests} webhooks"
         f" by {CONNECTIONS} connections; paygate's worker off in the rounds, on after them; it alone logs requests"
     )
+    print(f"paygate prepares its statements; the floor {'does too' if options.floor_prepares else 'does not'}")
     print(f"Django: {options.django_note}\n", flush=True)
 
 
@@ -346,6 +348,7 @@ def parse_options() -> argparse.Namespace:
         "--with-django", action="store_true", help="also with --quick; void where it cannot be installed"
     )
     django.add_argument("--without-django", action="store_true", help="paygate and the floor alone")
+    parser.add_argument("--floor-prepares", action="store_true", help="the floor's statements are prepared too")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the order (random)")
     parser.add_argument("--rounds", type=int, help=f"at least {LEAST_ROUNDS}")
     parser.add_argument("--requests", type=int, help="POSTs of one subject in one round")

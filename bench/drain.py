@@ -267,7 +267,7 @@ def main() -> int:
     options = parser.parse_args()
     options.count = 20_000 if options.quick else 100_000
     options.rounds, options.seconds = (2, 8) if options.quick else (5, 20)
-    options.processes, options.threads, options.django_python = 1, 64, ""
+    options.processes, options.threads, options.django_python, options.floor_prepares = 1, 64, "", False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         try:

@@ -4,7 +4,8 @@ POST: two short transactions, each one statement, around one call to the provide
 GET: one SELECT. Webhook: one transaction with as many statements as paygate's; and, for comparison, one statement.
 
 It checks nothing, signs nothing, logs nothing, audits nothing, and answers no retry. Its routes and answers are those
-of paygate, so that the same requests measure both. Connections are as paygate's: no prepared statements (pgbouncer).
+of paygate, so that the same requests measure both. It prepares no statements, as for a pooler (FLOOR_PREPARES=1: as
+psycopg does by itself).
 """
 
 import datetime
@@ -39,7 +40,7 @@ CREATE TABLE charges (reference text PRIMARY KEY, payment_id text NOT NULL, amou
 def create_app() -> falcon.App[falcon.Request, falcon.Response]:
     pool: Pool = ConnectionPool(
         os.environ["DATABASE_URL"],
-        kwargs={"autocommit": True, "prepare_threshold": None},
+        kwargs={"autocommit": True, "prepare_threshold": 5 if os.environ.get("FLOOR_PREPARES") else None},
         min_size=1,
         max_size=int(os.environ["DB_POOL"]),
         open=True,

@@ -172,7 +172,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="POSTs of one service in one round")
     parser.add_argument("--threads", type=int, default=64, help="THREADS (64)")
     options = parser.parse_args()
-    options.processes, options.django_python = 1, ""  # of what Bench itself starts, which is nothing
+    options.processes, options.django_python, options.floor_prepares = (
+        1,
+        "",
+        False,
+    )  # of what Bench itself starts, which is nothing
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.requests = options.requests or (200 if options.quick else 800)
     if options.rounds < LEAST_ROUNDS or options.requests < 100:

@@ -7,6 +7,7 @@ a process can be killed exactly before or exactly after something is on disk, wi
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
@@ -41,8 +42,8 @@ class Relay:
         user = parts.netloc.rpartition("@")[0]
         port = self.listener.getsockname()[1]
         self.url = f"postgresql://{user}@127.0.0.1:{port}{parts.path}?sslmode=disable&gssencmode=disable"
-        self.lies: dict[bytes, bytes] = {}
-        """What is to be said instead of what the server says."""
+        self.retell: Callable[[bytes], bytes] = bytes
+        """What the client is told instead of what the server says."""
         self.moments: list[Moment] = []  # that are still to come
         self.all_moments: list[Moment] = []
         self.replaced = (b"", b"")
@@ -132,12 +133,10 @@ class Relay:
     def _reply(self, server: socket.socket, client: socket.socket, held: list[Moment]) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
-                for truth, lie in self.lies.items():
-                    data = data.replace(truth, lie)
                 if held:
                     held[0].reached.set()
                 else:
-                    client.sendall(data)
+                    client.sendall(self.retell(data))
         self._end(client, server)
 
     def _moment_of(self, data: bytes) -> Moment | None:

@@ -3,6 +3,7 @@
 
 import contextlib
 import itertools
+import re
 import secrets
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 import db
 from backstage import at_once, end_leases, end_time, initialize_before, look, references
 from invariants import RANKS, check_books, check_trail
+from relay import Relay
 from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
 Psql = psycopg.Connection[dict[str, Any]]
@@ -542,13 +544,41 @@ def test_a_payment_request_leaves_no_actor_behind(open_shop: Callable[..., Shop]
     assert trail(psql, payment_id)[-1]["actor"] == f"operator:{psql.info.user}"
 
 
-def test_nothing_is_prepared_on_the_server(open_shop: Callable[..., Shop]) -> None:
-    """Behind a pooler in transaction mode the next statement may reach another connection of the server."""
-    shop = open_shop(DB_POOL="1")
+def statements_prepared(shop: Shop) -> list[str]:
+    """On the one connection of a shop, after all that a customer does has been done a few times."""
     for _ in range(12):
-        shop.pay(shop.created()["reference"])
-    prepared = shop.app.database.run(lambda conn: conn.execute("SELECT * FROM pg_prepared_statements").fetchall())
-    assert prepared == []
+        payment = shop.created()
+        shop.pay(payment["reference"])
+        assert shop.get(payment["id"])["status"] == "completed"
+    rows = shop.app.database.run(lambda conn: conn.execute("SELECT statement FROM pg_prepared_statements").fetchall())
+    return [row["statement"] for row in rows]
+
+
+def test_what_each_payment_needs_is_prepared_once(open_shop: Callable[..., Shop]) -> None:
+    """And survives a migration that adds to the tables while it serves, and an error."""
+    shop = open_shop(DB_POOL="1")
+    prepared = statements_prepared(shop)
+    assert len(prepared) == len(set(prepared)) == 5
+    for table in ("payments", "idempotency_keys", "charges", "provider_events"):
+        shop.sql(f"ALTER TABLE {table} ADD COLUMN later text NOT NULL DEFAULT 'x'")
+    assert statements_prepared(shop) == prepared
+    with pytest.raises(ZeroDivisionError):
+        shop.app.database.transaction("worker", "declined", lambda conn: 1 / 0)
+    assert sorted(statements_prepared(shop)) == sorted(prepared)
+
+
+def test_nothing_is_prepared_where_a_pooler_may_change_the_server(
+    database_url: str, open_shop: Callable[..., Shop]
+) -> None:
+    """pgbouncer gives its clients numbers of its own, and in transaction mode the next statement may reach another
+    connection of the server, which does not know it, or knows another of that name."""
+
+    def renumbered(data: bytes) -> bytes:
+        return re.sub(rb"(?<=K\0\0\0\x0c)....", b"\x12\x34\x56\x78", data, flags=re.DOTALL)  # BackendKeyData
+
+    with Relay(database_url) as relay:
+        relay.retell = renumbered
+        assert statements_prepared(open_shop(DATABASE_URL=relay.url, DB_POOL="1")) == []
 
 
 def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:

@@ -103,7 +103,8 @@ def parameter(name: str, value: str) -> bytes:
 def test_a_pooler_that_takes_the_promoted_primary_for_a_standby_is_not_believed(database_url: str) -> None:
     """pgbouncer, whose first connection was made a moment too early, says so until it is reloaded."""
     with Relay(database_url) as relay:
-        relay.lies = {parameter("in_hot_standby", "off"): parameter("in_hot_standby", "on")}
+        is_primary, is_standby = parameter("in_hot_standby", "off"), parameter("in_hot_standby", "on")
+        relay.retell = lambda data: data.replace(is_primary, is_standby)
         with pytest.raises(psycopg.OperationalError, match="session is read-only"):
             psycopg.connect(relay.url, target_session_attrs="read-write")
         with db.Database(relay.url, 1) as database:
