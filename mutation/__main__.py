@@ -1,7 +1,7 @@
 """`python -m mutation`: break the code that keeps the promises, one small break at a time; the tests must notice."""
 
 import argparse
-import random
+import hashlib
 import signal
 import sys
 import tempfile
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import embedded
 from mutation import mutants, runner, schema
-from mutation.mutants import Change
+from mutation.mutants import Change, Mutant
 
 KNOWN = Path(__file__).with_name("known.toml")
 ENOUGH = 0.9
@@ -103,15 +103,16 @@ def numbers_of(part: str) -> range:
 
 def chosen(seed: int, sample: int, only: set[str]) -> Iterator[Attempt]:
     """A sample of places in the Python modules, with one mutant of each; and every break of the schema."""
-    dice = random.Random(seed)
-    places = [
-        place
-        for file in mutants.MODULES
-        if not only or file in only
-        for place in mutants.mutants_of(runner.ROOT / file)
-    ]
-    for place in dice.sample(places, min(sample, len(places))):
-        mutant = dice.choice(place)
+    drawn = sorted(
+        (
+            drawing
+            for file in mutants.MODULES
+            if not only or file in only
+            for drawing in drawings(seed, file, mutants.mutants_of(runner.ROOT / file))
+        ),
+        key=lambda drawing: drawing[0],
+    )
+    for _, mutant in drawn[:sample]:
         text = mutant.make()
         change = Change.between((runner.ROOT / mutant.file).read_text(encoding="utf-8"), text)
         yield Attempt(
@@ -121,6 +122,18 @@ def chosen(seed: int, sample: int, only: set[str]) -> Iterator[Attempt]:
         whole = (runner.ROOT / "schema.sql").read_text(encoding="utf-8")
         for each, text in schema.all_of(whole):
             yield Attempt("schema.sql", f"schema.sql {each.name}", text, Change((), (each.name,)), 0, 0)
+
+
+def drawings(seed: int, file: str, places: list[list[Mutant]]) -> Iterator[tuple[bytes, Mutant]]:
+    """Each place's lot, and the mutant that would stand there. A lot depends on the place's own statement and nothing
+    else, so a change of the code draws anew only what it touches."""
+    lines = (runner.ROOT / file).read_text(encoding="utf-8").splitlines()
+    seen: Counter[str] = Counter()
+    for place in places:
+        words = " ".join([str(seed), file, *(each.kind for each in place), *lines[place[0].first - 1 : place[0].last]])
+        seen[words] += 1
+        lot = hashlib.sha256(f"{words} {seen[words]}".encode()).digest()
+        yield lot, place[int.from_bytes(lot) % len(place)]
 
 
 def read_known() -> list[dict[str, str]]:

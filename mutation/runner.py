@@ -20,7 +20,7 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from mutation import tracing
+from mutation import TRACE_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,6 @@ for needed in (
     "jsonschema",
     "psycopg_pool",
     "requests",
-    "responses",
     "tqdm",
     "dotenv",
 ):
@@ -82,7 +81,7 @@ class Trace:
         if not list(folder.glob("*.json")):
             # xdist's workers write a file each.
             command = [sys.executable, "-m", "pytest", *PYTEST, "-p", "mutation.tracing", "--numprocesses=2", *TRACED]
-            subprocess.run(command, cwd=tree, env={**os.environ, tracing.TARGET: str(folder)}, check=False)
+            subprocess.run(command, cwd=tree, env={**os.environ, TRACE_FOLDER: str(folder)}, check=False)
         trace = cls()
         for path in folder.glob("*.json"):
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -12,8 +12,7 @@ from pathlib import Path
 import coverage
 import pytest
 
-TARGET = "MUTATION_TRACE"
-"""The name of the variable that holds the folder to write to."""
+from mutation import TRACE_FOLDER
 
 
 class Tracing:
@@ -52,4 +51,4 @@ class Tracing:
 def pytest_configure(config: pytest.Config) -> None:
     # Of a run with xdist the workers alone run tests.
     if config.getoption("numprocesses", None) is None:
-        config.pluginmanager.register(Tracing(Path(os.environ[TARGET]), config.rootpath), "mutation-tracing")
+        config.pluginmanager.register(Tracing(Path(os.environ[TRACE_FOLDER]), config.rootpath), "mutation-tracing")
