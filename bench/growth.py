@@ -458,7 +458,9 @@ def claiming(name: str) -> Work:
 
 
 def look_soon(ledger: Ledger) -> None:
-    ids = [history.payment_id(ledger.some()) for _ in range(20)]
+    """Of today's, which are those that people read: old ones the server would fetch from the disk first."""
+    today = range(ledger.payments - TODAY + 1, ledger.payments + 1)
+    ids = [history.payment_id(number) for number in ledger.random.sample(today, 20)]
     db.look_soon(ledger.database, ids, ids)
 
 
