@@ -286,6 +286,15 @@ def test_a_refund_that_the_provider_never_took_is_free_after_half_an_hour(
     assert statuses(shop) == ["not_made", "pending"]
 
 
+def test_a_younger_refund_stays_spent_when_an_older_one_is_given_up(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    sandbox.fault("refund", "lost-request", times=2)
+    assert till.run("refund", paid(shop)["id"]).status == 1
+    age(shop, 31 * MINUTE)
+    assert till.run("refund", paid(shop)["id"]).status == 1
+    seek(shop)
+    assert statuses(shop) == ["not_made", "unanswered"]
+
+
 def test_a_refund_that_shows_up_after_all_is_revived_and_counted(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     payment = paid(shop)
     sandbox.fault("refund", "lost-answer")
