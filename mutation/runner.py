@@ -24,8 +24,11 @@ from mutation import TRACE_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS: dict[str, tuple[str, ...]] = {
-    "db.py": ("db", "checkout", "refunds", "worker", "notifications", "paygate", "books", "commands", "faults"),
-    "checkout.py": ("checkout", "refunds", "worker", "paygate", "stateful", "faults"),
+    "db.py": (
+        *("db", "neighbours", "checkout", "refunds", "worker", "notifications", "paygate", "books", "commands"),
+        *("metrics", "schemas", "faults"),
+    ),
+    "checkout.py": ("checkout", "refunds", "worker", "paygate", "metrics", "stateful", "faults"),
     "paystack.py": ("paystack", "checkout", "refunds", "paygate"),
     "money.py": ("money", "paygate", "checkout"),
     "orders.py": ("paygate", "link", "guard"),
