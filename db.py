@@ -1068,8 +1068,10 @@ def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -
             WITH due AS (
                 SELECT p.id FROM payments p
                  WHERE p.mode = %(mode)s AND p.look_at <= now()
+                   -- OFFSET 0: asked of each payment, no join. With thousands due a join would read all keys for one.
                    AND NOT EXISTS (SELECT FROM idempotency_keys k
-                                    WHERE k.payment_id = p.id AND k.answered_at IS NULL AND k.leased_until > now())
+                                    WHERE k.payment_id = p.id AND k.answered_at IS NULL AND k.leased_until > now()
+                                   OFFSET 0)
                  ORDER BY p.look_at LIMIT %(limit)s FOR UPDATE OF p SKIP LOCKED
             )
             UPDATE payments p

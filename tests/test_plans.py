@@ -258,6 +258,19 @@ def test_what_is_done_all_day_reads_no_growing_table_from_end_to_end(
     assert not found, "\n".join(found)
 
 
+def test_a_look_after_an_outage_reads_one_payment_however_many_are_due(past: Past) -> None:
+    try:
+        past.sql("UPDATE payments SET look_at = now() WHERE look_at IS NOT NULL")
+        past.sql("ANALYZE")
+        seen = past.plans_of(lambda past: db.claim_due(past.shop.app.database, "test", 1, lease_seconds=60))
+    finally:
+        past.sql("UPDATE payments SET look_at = now() + interval '1 day' WHERE look_at IS NOT NULL")
+        past.sql("ANALYZE")
+    assert tables(seen) == {"payments", "idempotency_keys"}
+    found = scans(seen, most_rows=10)
+    assert not found, "\n".join(found)
+
+
 def test_a_scan_would_be_seen(past: Past) -> None:
     """The same work without an index that it needs."""
     (index,) = query(past.url, "SELECT pg_get_indexdef('payments_due_for_a_look'::regclass) AS definition")
