@@ -333,6 +333,8 @@ def _configure(conn: BoundedConnection) -> None:
                set_config('TimeZone', 'UTC', false),
                -- A plan that was made when a table had a few rows is kept while it comes to have thousands.
                set_config('enable_seqscan', 'off', false),
+               -- Before 18 a scan that has no other way is then so dear that it is compiled: 50 ms for a row.
+               set_config('jit', 'off', false),
                pg_backend_pid() AS pid
         """,
     )
