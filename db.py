@@ -113,10 +113,13 @@ class BoundedConnection(psycopg.Connection[Any]):
         psycopg sends its own BEGIN and COMMIT: without a cursor, which is half of what they cost us."""
         with self.lock:
             self.pgconn.send_query(statements)
-            result: PGresult = self.wait(psycopg.generators.execute(self.pgconn))[-1]
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
-        return result.command_status
+            results: list[PGresult] = self.wait(psycopg.generators.execute(self.pgconn))
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:  # of two, the first tells what came about
+                raise psycopg.errors.error_from_result(result, self.info.encoding)
+        if not results:
+            raise psycopg.InternalError("the server was ready again without a result")
+        return results[-1].command_status
 
 
 class Frozen(psycopg.OperationalError):

@@ -94,10 +94,48 @@ def test_two_errors_at_once_from_a_pooler_whose_server_crashed_are_a_lost_connec
             database.transaction("worker", "charge", break_down)
 
 
+def message(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("!i", 4 + len(content)) + content
+
+
+FATAL = message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0")
+BESIDES = message(b"E", b"SERROR\0Mserver conn crashed?\0\0")
+READY = message(b"Z", b"I")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(READY, id="nothing"),
+        pytest.param(FATAL + BESIDES + READY, id="two-errors"),
+        pytest.param(message(b"C", b"ROLLBACK\0") + READY, id="rolled-back"),
+        pytest.param(message(b"C", b"COMMIT\0") + FATAL + READY, id="commit-and-an-error"),
+    ],
+)
+def test_what_is_not_the_answer_to_a_commit_is_taken_for_a_lost_connection(database_url: str, said: bytes) -> None:
+    """The work is run again."""
+    with Relay(database_url) as relay, db.Database(relay.url, 1) as database:
+        told = [said]
+        relay.retell = lambda data: told.pop() if told and b"COMMIT\0" in data else data
+        tries = iter((1, 2))
+        assert database.transaction("worker", "charge", lambda conn: next(tries)) == 2
+
+
+def test_what_a_commit_is_refused_for_is_read_in_the_encoding_of_the_url(database_url: str) -> None:
+    def break_a_rule(conn: db.BoundedConnection) -> None:
+        conn.execute('CREATE TEMPORARY TABLE stock (n integer CONSTRAINT "Größe" UNIQUE DEFERRABLE INITIALLY DEFERRED)')
+        conn.execute("INSERT INTO stock VALUES (1), (1)")
+
+    with (
+        db.Database(f"{database_url}&client_encoding=latin1", 1) as database,
+        pytest.raises(psycopg.errors.UniqueViolation, match="Größe"),
+    ):
+        database.transaction("worker", "charge", break_a_rule)
+
+
 def parameter(name: str, value: str) -> bytes:
     """A message by which the server tells of a setting (ParameterStatus)."""
-    content = f"{name}\0{value}\0".encode()
-    return b"S" + struct.pack("!i", 4 + len(content)) + content
+    return message(b"S", f"{name}\0{value}\0".encode())
 
 
 def test_a_pooler_that_takes_the_promoted_primary_for_a_standby_is_not_believed(database_url: str) -> None:
