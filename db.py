@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from json.encoder import encode_basestring
@@ -121,6 +121,17 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise psycopg.InternalError("the server was ready again without a result")
         return results[-1].command_status
 
+    def forget_prepared(self, error: psycopg.Error) -> None:
+        """After an error: a statement whose first use failed is forgotten by psycopg and kept by the server, 77 kB for
+        each order that a full disk refuses. A server that does not know what psycopg prepared is not the one that it
+        was prepared at: there is a pooler after all, and nothing more is prepared on this connection."""
+        if error.sqlstate in ("26000", "42P05"):
+            self.prepare_threshold = None
+        elif self.prepare_threshold is not None and self.info.transaction_status == TransactionStatus.IDLE:
+            with suppress(psycopg.Error):
+                self.command(b"BEGIN; DEALLOCATE ALL")
+                self.rollback()  # psycopg forgets too
+
 
 class Frozen(psycopg.OperationalError):
     """The server did not answer in time."""
@@ -201,6 +212,9 @@ class Database:
                 try:
                     conn.deadline, conn.is_notifying = deadline, self.notifies
                     result = work(conn)
+                except psycopg.Error as error:
+                    conn.forget_prepared(error)
+                    raise
                 finally:
                     self.pool.putconn(conn)
             except (psycopg.OperationalError, psycopg.InternalError) as error:
@@ -319,8 +333,9 @@ def _configure(conn: BoundedConnection) -> None:
 
     What `prepare=True` marks is prepared, which halves the database's work for a payment, where the server's process is
     the one that answered the connection. Behind a pooler another one may answer each transaction, and it would not know
-    the statement, or know another of that name. A pooler gives out numbers of its own, for it must know whom a client
-    means who cancels (https://www.postgresql.org/docs/current/protocol-flow.html, "Canceling Requests in Progress").
+    the statement, or know another of that name. Most poolers give out numbers of their own, for they must know whom a
+    client means who cancels (https://www.postgresql.org/docs/current/protocol-flow.html, "Canceling Requests in
+    Progress"); pgagroal, which passes the server's on, is noticed by the first error: see forget_prepared.
     """
     check_search_path(conn)
     conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED

@@ -21,7 +21,7 @@ import db
 from backstage import at_once, end_leases, end_time, initialize_before, look, references
 from invariants import RANKS, check_books, check_trail
 from relay import Relay
-from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
+from shop import PAYMENTS, Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 
 Psql = psycopg.Connection[dict[str, Any]]
 
@@ -565,6 +565,34 @@ def test_what_each_payment_needs_is_prepared_once(open_shop: Callable[..., Shop]
     with pytest.raises(ZeroDivisionError):
         shop.app.database.transaction("worker", "declined", lambda conn: 1 / 0)
     assert sorted(statements_prepared(shop)) == sorted(prepared)
+
+
+def test_orders_that_a_full_disk_refuses_leave_nothing_prepared_on_the_server(open_shop: Callable[..., Shop]) -> None:
+    """psycopg forgets a statement whose first use failed. The server would keep one more for each order."""
+    shop = open_shop(DB_POOL="1")
+    shop.sql(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$
+        """
+    )
+    shop.sql("CREATE TRIGGER disk_is_full BEFORE INSERT ON payments FOR EACH ROW EXECUTE FUNCTION refuse()")
+    for _ in range(5):
+        assert shop.create().status_code == 503
+    rows = shop.app.database.run(lambda conn: conn.execute("SELECT FROM pg_prepared_statements").fetchall())
+    assert rows == []
+    shop.sql("DROP TRIGGER disk_is_full ON payments")
+    assert len(statements_prepared(shop)) == 5
+
+
+def test_a_pooler_that_passes_for_the_server_is_found_out_by_the_first_error(open_shop: Callable[..., Shop]) -> None:
+    """One that gives out the server's own numbers, and then another server that does not know what was prepared."""
+    shop = open_shop(DB_POOL="1")
+    payment_id = shop.created()["id"]
+    assert shop.get(payment_id)
+    shop.app.database.run(lambda conn: conn.command(b"DEALLOCATE ALL"))
+    assert shop.client.simulate_get(f"{PAYMENTS}/{payment_id}").status_code == 500
+    assert statements_prepared(shop) == []
 
 
 def test_nothing_is_prepared_where_a_pooler_may_change_the_server(
