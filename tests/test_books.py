@@ -352,6 +352,19 @@ TAMPERED = {
 }
 
 
+@pytest.mark.parametrize("change", ["why = 'charge'", "from_status = 'pending'", "to_status = 'expired'"])
+def test_a_trail_begins_with_the_reservation_of_a_pending_payment(
+    till: Till, ledger: list[dict[str, Any]], change: str
+) -> None:
+    """Whoever forges the beginning, and makes the chain whole again, tells another story than the service does."""
+    victim = ledger[0]["id"]
+    as_superuser(till, f"UPDATE payment_events SET {change} WHERE payment_id = %s AND n = 1", victim)  # noqa: S608
+    for n in (1, 2, 3):
+        as_superuser(till, REHASH, victim, n)
+    done = till.run("audit")
+    assert (done.status, "audit row 1 cannot stand where it does" in done.out) == (1, True)
+
+
 @pytest.mark.parametrize("what", TAMPERED)
 def test_audit_names_what_was_tampered_with_and_nothing_else(
     till: Till, ledger: list[dict[str, Any]], what: str
@@ -741,6 +754,8 @@ def test_after_erase_no_table_holds_the_person(shop: Shop, till: Till, person: d
     assert "erased" in till.did("erase", person["id"])
     assert traces(till) == []
     till.did("audit", "--against", checkpoint_of(before))
+    (left,) = till.sql("SELECT description, metadata, return_url FROM payments WHERE id = %s", person["id"])
+    assert left == {"description": "erased", "metadata": None, "return_url": None}
     told = shop.get(person["id"])
     assert (told["customer_name"], told["customer_email"]) == ("erased", "erased")
     assert (told["amount"], told["status"], told["refunded_amount"]) == (50, "refunded", 40)

@@ -286,6 +286,23 @@ def test_a_refund_that_the_provider_never_took_is_free_after_half_an_hour(
     assert statuses(shop) == ["not_made", "pending"]
 
 
+def test_a_refund_of_the_dashboard_counts_once_ours_is_given_up(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    """Before that it might have been ours."""
+    payment = paid(shop)
+    sandbox.fault("refund", "lost-request")
+    assert till.run("refund", payment["id"], "--amount", "20").status == 1
+    sandbox.dashboard_refund(payment["reference"], 1000)
+    sandbox.move_refund(payment["reference"], "processed")
+    seek(shop)
+    assert (statuses(shop), shop.get(payment["id"])["status"]) == (["unanswered"], "completed")
+    age(shop, 31 * MINUTE)
+    seek(shop)
+    assert sorted(statuses(shop)) == ["not_made", "processed"]
+    told = shop.get(payment["id"])
+    assert (told["status"], told["refunded_amount"]) == ("partially_refunded", 10)
+    assert till.run("audit").status == 0
+
+
 def test_a_younger_refund_stays_spent_when_an_older_one_is_given_up(shop: Shop, sandbox: Sandbox, till: Till) -> None:
     sandbox.fault("refund", "lost-request", times=2)
     assert till.run("refund", paid(shop)["id"]).status == 1
@@ -634,6 +651,9 @@ def test_reversed_without_a_refund_is_a_chargeback_after_half_an_hour(shop: Shop
     shop.sql("UPDATE payments SET refunds_awaited_since = now() - interval '31 min'")
     look(shop)
     assert incidents(shop) == ["chargeback"]
+    assert shop.sql("SELECT look_at, refunds_awaited_since FROM payments") == [
+        {"look_at": None, "refunds_awaited_since": None}
+    ]
 
 
 # A second charge
