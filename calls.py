@@ -65,9 +65,9 @@ class Caller:
                 unless_kept.callback(connection.close)
                 # http.client has no public way to bound its connecting or its reading: these two are its own hooks.
                 if connection.sock is None:
-                    connection._create_connection = functools.partial(_connect, deadline)  # type: ignore[attr-defined]
+                    connection._create_connection = functools.partial(_connect, deadline)  # type: ignore[attr-defined]  # a hook
                     connection.connect()
-                connection.response_class = functools.partial(_timed_response, deadline)  # type: ignore[assignment]
+                connection.response_class = functools.partial(_timed_response, deadline)  # type: ignore[assignment]  # a hook
                 connection.sock.settimeout(_left(deadline))
                 connection.request(method, self.target + path or "/", body, {**self.headers, **(headers or {})})
                 response = unless_kept.enter_context(connection.getresponse())
@@ -137,7 +137,7 @@ def _left(deadline: float) -> float:
 # A socket's time-out is for one read: an answer of one byte a second, in its headers or its body, never ends. Here each
 # read gets what is left until the deadline of the call.
 def _timed_response(deadline: float, sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
-    return http.client.HTTPResponse(_TimedSocket(sock, deadline), **options)  # type: ignore[arg-type]
+    return http.client.HTTPResponse(_TimedSocket(sock, deadline), **options)  # type: ignore[arg-type]  # it asks for makefile() alone
 
 
 class _TimedSocket(io.RawIOBase):

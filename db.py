@@ -152,7 +152,7 @@ class Database:
         self.pool: ConnectionPool[BoundedConnection] = ConnectionPool(
             url,
             connection_class=BoundedConnection,
-            # Nothing is prepared, see _configure.
+            # Nothing is prepared unless _configure finds that it may be.
             kwargs={"autocommit": True, "prepare_threshold": None, **connection_defaults(url)},
             configure=_configure,
             min_size=1,

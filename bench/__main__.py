@@ -43,6 +43,8 @@ CONNECTIONS = 16
 SLOW_PROVIDER_SECONDS = 0.3
 SLOW_CONNECTIONS = 256
 LEAST_ROUNDS = 8
+PLAIN = {"processes": 1, "threads": 64, "django_python": "", "floor_prepares": False}
+"""The options that Bench reads, for those who measure something else with it."""
 
 
 class Void(Exception):

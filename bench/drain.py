@@ -22,7 +22,7 @@ import psycopg
 
 import worker
 from bench import load, machine, subjects
-from bench.__main__ import Bench, Void
+from bench.__main__ import PLAIN, Bench, Void
 from bench.machine import Server
 from bench.report import percentile, print_table
 from bench.subjects import Subject
@@ -264,10 +264,10 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="20,000 of each, for half a minute")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    parser.set_defaults(**PLAIN)
     options = parser.parse_args()
     options.count = 20_000 if options.quick else 100_000
     options.rounds, options.seconds = (2, 8) if options.quick else (5, 20)
-    options.processes, options.threads, options.django_python, options.floor_prepares = 1, 64, "", False
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         try:

@@ -25,7 +25,7 @@ from functools import partial
 import psycopg
 
 from bench import load, machine
-from bench.__main__ import CONNECTIONS, Bench, Void
+from bench.__main__ import CONNECTIONS, PLAIN, Bench, Void
 from bench.machine import Server
 from bench.report import CONTROL_MARGIN, Sample, print_table
 from bench.subjects import GET, POST, WEBHOOK, Subject
@@ -171,12 +171,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"at least {LEAST_ROUNDS}")
     parser.add_argument("--requests", type=int, help="POSTs of one service in one round")
     parser.add_argument("--threads", type=int, default=64, help="THREADS (64)")
+    parser.set_defaults(**PLAIN)
     options = parser.parse_args()
-    options.processes, options.django_python, options.floor_prepares = (
-        1,
-        "",
-        False,
-    )  # of what Bench itself starts, which is nothing
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.requests = options.requests or (200 if options.quick else 800)
     if options.rounds < LEAST_ROUNDS or options.requests < 100:

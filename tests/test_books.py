@@ -358,7 +358,7 @@ def test_a_trail_begins_with_the_reservation_of_a_pending_payment(
 ) -> None:
     """Whoever forges the beginning, and makes the chain whole again, tells another story than the service does."""
     victim = ledger[0]["id"]
-    as_superuser(till, f"UPDATE payment_events SET {change} WHERE payment_id = %s AND n = 1", victim)  # noqa: S608
+    as_superuser(till, f"UPDATE payment_events SET {change} WHERE payment_id = %s AND n = 1", victim)  # noqa: S608  # ours
     for n in (1, 2, 3):
         as_superuser(till, REHASH, victim, n)
     done = till.run("audit")

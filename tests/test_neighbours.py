@@ -112,7 +112,7 @@ class Street:
 
     def rows(self, payments: list[str]) -> dict[str, list[dict[str, Any]]]:
         return {
-            table: self.shop.sql(f"SELECT * FROM {table} WHERE {key} = ANY(%s) ORDER BY {table}::text", payments)  # noqa: S608
+            table: self.shop.sql(f"SELECT * FROM {table} WHERE {key} = ANY(%s) ORDER BY {table}::text", payments)  # noqa: S608  # ours
             for table, key in TABLES.items()
         }
 
