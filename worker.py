@@ -1,28 +1,43 @@
-"""The background loops: what makes a payment complete when its webhook never comes.
+"""The background loops: they complete a payment when its webhook never comes.
 
-They run as threads of each web process, or alone (`manage.py worker`). Leases in the database keep two from doing one
-thing, so any number of them may run.
+They run as threads of each web process, or alone (`manage.py worker`). Leases in the database keep two loops from the
+same task, so any number of them may run.
 """
 
+import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import checkout
+import charges
 import db
-import log
-import notifications
+import money
 import paystack
+import refunds
+from db import BoundedConnection, Database, DatabaseUnavailable, Payment
+from refunds import DAY, MINUTE
 from settings import Settings
+from web import outbox
+
+logger = logging.getLogger("paygate")
 
 BATCH = 20
-LOOKERS = 4
-"""A provider that hangs holds one look; and one that takes a third of a second is asked ten times a second."""
-LOOKS_PER_SECOND = 10
-"""Of a process. So a long outage ends without a flood: two processes look at 100,000 payments in 83 minutes."""
+POLLERS = 4
+"""Polls at once. If an answer takes a third of a second, that is ten calls a second: the pace's limit."""
+
+POLLS_PER_SECOND = 10
+"""For all loops of a process, so no flood follows a long outage: two processes poll 100,000 payments in 83 minutes."""
+
 PRUNING_BATCH, PRUNING_PAUSE_SECONDS = 250, 0.05
 DAILY_SECONDS, DAILY_LEASE_SECONDS = 86400, 3600
+
 LISTED_DAYS = 4
+
+AWAY = (db.DatabaseUnavailable, paystack.Unavailable, paystack.Misconfigured)
 
 
 class Worker:
@@ -32,19 +47,18 @@ class Worker:
         self.interval_seconds = settings.worker_interval_seconds
         self.retention_days = settings.retention_days
         self.database = database
-        self.gateway = gateway
-        self.notifier = (
-            notifications.Notifier(settings.notify_url, settings.notify_secrets) if settings.notify_url else None
-        )
+        self.pace = paystack.Pace(POLLS_PER_SECOND)
+        self.gateway = gateway.at(self.pace)
+        self.notifier = outbox.Notifier(settings.notify_url, settings.notify_secrets) if settings.notify_url else None
         self.stopping = threading.Event()
-        self.pace = Pace(LOOKS_PER_SECOND)
+        self.turns = itertools.cycle(TURNS)
         self.loops: tuple[Callable[[], float], ...] = (
-            *[self.look] * LOOKERS,
-            self.look_at_refunds,
+            *[self.poll] * POLLERS,
+            self.poll_refunds,
             self.apply_events,
             self.apply_lists,
             self.prune,
-            # A receiver that hangs holds one delivery; three of them delay no other payment's.
+            # A receiver that hangs on one payment's notification must not delay the others.
             *[self.notify] * (4 if self.notifier else 0),
         )
         self.threads = [
@@ -56,46 +70,53 @@ class Worker:
             thread.start()
 
     def stop(self, within_seconds: float = 5) -> None:
-        """Ask the loops to end and wait for them; a call to the provider that is under way is not waited for longer."""
+        """Ask the loops to end, and wait for them; not longer, even if a call to the provider is under way."""
         self.stopping.set()
         deadline = time.monotonic() + within_seconds
         for thread in self.threads:
             thread.join(max(0, deadline - time.monotonic()))
 
-    def run_once(self) -> None:
-        """Do all that is due, and return. Raises db.Unavailable, paystack.Unavailable, paystack.Misconfigured."""
-        # Each once: a second looker would wait for as long as the provider has asked for quiet.
+    def run_once(self) -> list[str]:
+        """Do all that is due, and return a line for each loop that failed. A failed loop stops no other loop."""
+        failed = []
+        # Each loop once: a second poller would wait for as long as the provider has asked for quiet.
         for loop in dict.fromkeys(self.loops):
-            while loop() == 0 and not self.stopping.is_set():
-                pass
+            try:
+                while loop() == 0 and not self.stopping.is_set():
+                    pass
+            except AWAY as error:
+                failed.append(f"{loop.__name__}: {str(error) or 'misconfigured'}")
+            except Exception as error:  # the outermost loop, as in `repeat`
+                logger.error(f"worker_{loop.__name__}", exc_info=error)
+                failed.append(f"{loop.__name__}: {type(error).__name__}")
+        return failed
 
     def repeat(self, loop: Callable[[], float]) -> None:
-        """Run `loop` until we stop, pausing for as long as it says. Whatever goes wrong is logged, and tried again."""
+        """Run `loop` until we stop, with the pauses that it asks for. Errors are logged, and the loop tries again."""
         while not self.stopping.is_set():
             try:
                 pause_seconds = loop()
-            except (db.Unavailable, paystack.Unavailable, paystack.Misconfigured) as error:
-                log.event(f"worker_{loop.__name__}", outcome=str(error) or "misconfigured")
+            except AWAY as error:
+                logger.info(f"worker_{loop.__name__}", extra={"outcome": str(error) or "misconfigured"})
                 asked_seconds = error.retry_after_seconds if isinstance(error, paystack.Unavailable) else None
                 pause_seconds = asked_seconds or self.interval_seconds
-            except Exception as error:  # the outermost loop: a bug in one round must not end the looking
-                log.failure(f"worker_{loop.__name__}", error)
+            except Exception as error:  # the outermost loop: a bug in one round must not end the polling
+                logger.error(f"worker_{loop.__name__}", exc_info=error)
                 pause_seconds = max(self.interval_seconds, 1)
             self.stopping.wait(pause_seconds)
 
-    def look(self) -> float:
-        """Look at the payment most overdue; how many seconds to pause before the next."""
-        if not self.pace.wait(self.stopping):
-            return self.interval_seconds
+    def poll(self) -> float:
+        """Poll a due payment; how many seconds to pause before the next poll."""
+        if seconds := self.pace.quiet_seconds():
+            return seconds
         try:
-            return 0 if checkout.look_at_due(self.database, self.gateway) else self.interval_seconds
+            return 0 if poll_next(self.database, self.gateway, next(self.turns)) else self.interval_seconds
         except paystack.Unavailable as asked:
-            self.pace.hold(asked.retry_after_seconds or self.interval_seconds)
-            return self.interval_seconds
+            return asked.retry_after_seconds or self.interval_seconds
 
     def apply_events(self) -> float:
-        """Apply a batch of events whose first handling failed."""
-        applied = checkout.apply_due_events(self.database, self.gateway, BATCH)
+        """Apply a batch of events that could not be applied before."""
+        applied = charges.apply_due_events(self.database, self.gateway, BATCH)
         return 0 if applied == BATCH else self.interval_seconds
 
     def notify(self) -> float:
@@ -104,66 +125,373 @@ class Worker:
             return 0
         return self.interval_seconds
 
-    def look_at_refunds(self) -> float:
-        """Ask about a batch of refunds that are due."""
-        looked = checkout.look_at_refunds(self.database, self.gateway, BATCH)
-        return 0 if looked == BATCH else self.interval_seconds
+    def poll_refunds(self) -> float:
+        """Poll a batch of due refunds."""
+        if seconds := self.pace.quiet_seconds():
+            return seconds
+        polled = refunds.poll_due(self.database, self.gateway, BATCH)
+        return 0 if polled == BATCH else self.interval_seconds
 
     def apply_lists(self) -> float:
-        """Look for our charges and refunds in the provider's lists, of all the time since that was done last: after a
-        long outage, or a restored backup, too."""
-
-        def apply() -> int:
-            missed_days = db.days_since_job(self.database, "apply_lists", self.gateway.mode)
-            return checkout.apply_lists(self.database, self.gateway, days=LISTED_DAYS + missed_days)
-
-        return self.daily("apply_lists", apply)
+        """Look for our charges and refunds in the provider's lists."""
+        return self.pace.quiet_seconds() or self.daily("apply_lists", lambda: apply_lists(self.database, self.gateway))
 
     def prune(self) -> float:
-        """Remove what RETENTION_DAYS says, batch by batch."""
+        """Remove rows that are older than RETENTION_DAYS, batch by batch."""
         return self.daily("prune", self.prune_all)
 
     def prune_all(self) -> int:
-        """How many rows that were. The pauses are for the requests, which a backlog pruned at a stretch made half as
-        slow again."""
+        """How many rows were pruned. The pauses are for the requests: without pauses, a backlog made
+        them 1.5 times as slow."""
         total = pruned = self.prune_some()
         while pruned >= PRUNING_BATCH and not self.stopping.wait(PRUNING_PAUSE_SECONDS):
             total += (pruned := self.prune_some())
         return total
 
     def prune_some(self) -> int:
-        return db.prune(self.database, self.gateway.mode, self.retention_days, PRUNING_BATCH)
+        return prune(self.database, self.retention_days, PRUNING_BATCH)
 
     def daily(self, name: str, work: Callable[[], int]) -> float:
-        """Do `work` once a day, in one process of all; when it fails, again in an hour."""
+        """Do `work` once a day, in one process only; if it fails, again after an hour."""
         job = (name, self.gateway.mode)
-        if db.claim_job(self.database, *job, DAILY_LEASE_SECONDS):
+        if claim_job(self.database, *job, DAILY_LEASE_SECONDS):
             done = work()
-            db.finish_job(self.database, *job, DAILY_SECONDS)
-            log.event(name, outcome=done)
+            finish_job(self.database, *job, DAILY_SECONDS)
+            logger.info(name, extra={"outcome": done})
         return max(self.interval_seconds, 60)
 
 
-class Pace:
-    """At most so many a second, of all threads together, and none while the other side has asked for quiet."""
+def prune(database: db.Database, older_than_days: float, limit: int) -> int:
+    """Remove older bodies of handled events and older delivered notifications, in both modes, at most `limit` of each;
+    how many were removed."""
+    pruned = database.only_row(
+        """
+        WITH events AS (
+            UPDATE provider_events SET body = NULL WHERE id = ANY(ARRAY(
+                SELECT id FROM provider_events
+                 WHERE body IS NOT NULL AND outcome <> 'received'
+                   AND received_at < now() - make_interval(secs => %(seconds)s)
+                 ORDER BY received_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+            RETURNING 1
+        ), gone AS (
+            DELETE FROM notifications WHERE id = ANY(ARRAY(
+                SELECT id FROM notifications
+                 WHERE delivered_at < now() - make_interval(secs => %(seconds)s)
+                 ORDER BY delivered_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+            RETURNING payment_id
+        ), noted AS (
+            UPDATE payments SET pruned = pruned + gone.count
+              FROM (SELECT payment_id, count(*) FROM gone GROUP BY payment_id) AS gone WHERE id = payment_id
+        )
+        SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM gone) AS count
+        """,
+        {"seconds": older_than_days * 86400, "limit": limit},
+    )
+    return int(pruned["count"])
 
-    def __init__(self, per_second: float) -> None:
-        self.gap_seconds = 1 / per_second
-        self.lock = threading.Lock()
-        self.next_at = 0.0
 
-    def wait(self, stopping: threading.Event) -> bool:
-        """Wait until it is the caller's turn, which is over then. False when we stop first."""
-        while not stopping.is_set():
-            with self.lock:
-                now = time.monotonic()
-                if now >= self.next_at:
-                    self.next_at = now + self.gap_seconds
-                    return True
-                seconds = self.next_at - now
-            stopping.wait(seconds)
+# Jobs that one process does for all
+
+
+def claim_job(database: Database, name: str, mode: str, lease_seconds: float) -> bool:
+    """Lease a job for `lease_seconds`, if it is due; whether it is ours."""
+    claimed = database.rows(
+        """
+        INSERT INTO jobs (mode, name, due_at)
+        VALUES (%(mode)s, %(name)s, now() + make_interval(secs => %(lease_seconds)s))
+        ON CONFLICT (mode, name) DO UPDATE SET due_at = excluded.due_at WHERE jobs.due_at <= now()
+        RETURNING true
+        """,
+        {"mode": mode, "name": name, "lease_seconds": lease_seconds},
+    )
+    return bool(claimed)
+
+
+def days_since_job(database: Database, name: str, mode: str) -> float:
+    """How many days ago a job was last done. If it was never done: the age of the first payment."""
+    row = database.only_row(
+        """
+        SELECT extract(epoch FROM now() - coalesce(
+                   (SELECT done_at FROM jobs WHERE mode = %(mode)s AND name = %(name)s),
+                   (SELECT created_at FROM payments WHERE mode = %(mode)s ORDER BY created_at LIMIT 1),
+                   now()))::float8 / 86400 AS days
+        """,
+        {"mode": mode, "name": name},
+    )
+    return float(row["days"])
+
+
+def finish_job(database: Database, name: str, mode: str, next_seconds: float | None) -> None:
+    """Note that a job was done just now, and when it is due next (None: never; only the time is kept)."""
+    database.rows(
+        """
+        INSERT INTO jobs (mode, name, due_at, done_at)
+        VALUES (%(mode)s, %(name)s, now() + make_interval(secs => %(next_seconds)s), now())
+        ON CONFLICT (mode, name) DO UPDATE SET due_at = excluded.due_at, done_at = excluded.done_at
+        """,
+        {"mode": mode, "name": name, "next_seconds": next_seconds},
+    )
+
+
+# Polling payments
+
+
+POLLS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
+"""When an unpaid payment is polled, counted from its reservation; then every 30 minutes until its time ends."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A payment to poll, leased to us, and its age by the database's clock."""
+
+    payment: Payment
+    is_opened: bool
+    """Whether the current reference is known to exist at the provider."""
+    awaits_refunds: bool
+    """Whether money came, and the provider spoke of refunds that it has not listed yet."""
+    age_seconds: float
+    over_seconds: float
+    """Since its time ended; negative before."""
+    asked_at: datetime
+
+
+def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ...]) -> bool:
+    """Poll the first due payment that an order in `turn` (of TURNS) finds; False if no payment is due. One payment at a
+    time, so that no lease runs out meanwhile.
+
+    Raises paystack.Unavailable if the provider asks us to wait.
+    """
+    lease_seconds = db.LAST_ATTEMPT * gateway.timeout_seconds + MINUTE
+    found = (claim_due(database, gateway.mode, lease_seconds, order) for order in turn)
+    due = next(filter(None, found), None)
+    if due is None:
         return False
+    try:
+        poll(database, gateway, due)
+    except paystack.Misconfigured:
+        logger.error("provider_refuses_us", extra={"payment": due.payment.id})
+    except paystack.Unavailable as unknown:
+        if unknown.asked_to_wait:
+            raise
+    except DatabaseUnavailable:
+        raise
+    except Exception as error:  # a payment that cannot be polled must not delay the others
+        logger.error("poll_failed", exc_info=error, extra={"payment": due.payment.id})
+    return True
 
-    def hold(self, seconds: float) -> None:
-        with self.lock:
-            self.next_at = max(self.next_at, time.monotonic() + seconds)
+
+def poll(database: Database, gateway: paystack.Gateway, due: Due) -> None:
+    """Ask the provider about a payment, and store the answer. Raises paystack.Unavailable, Misconfigured."""
+    outcome = verify_references(database, gateway, due)
+    if due.awaits_refunds:
+        charges.import_refunds(database, gateway, due.payment, due.asked_at)
+    elif due.payment.charge_reference is not None and outcome != "no_answer":
+        charges.finish_poll_of_paid(database, due.payment, due.asked_at)
+
+
+def sync(database: Database, gateway: paystack.Gateway, payment: Payment) -> bool:
+    """Ask the provider about a payment and its refunds, because somebody wants to know now; whether it answered.
+
+    Raises paystack.Unavailable, paystack.Misconfigured, DatabaseUnavailable.
+    """
+    due = _due(database.only_row(FIND_DUE, {"id": payment.id}))
+    outcome = verify_references(database, gateway, due)
+    found = db.find_payment(database, payment.id)
+    if found is not None and found.charge_reference is not None:
+        charges.import_refunds(database, gateway, found, due.asked_at)
+    return outcome != "no_answer"
+
+
+def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -> str:
+    """Verify each reference up to a payment's current reference; `paid`, `unpaid` or `no_answer`.
+
+    Raises paystack.Unavailable if the provider asks us to wait, after setting the time of the next poll.
+    """
+    payment, declined, is_answered, is_paid = due.payment, None, True, False
+    wait: paystack.Unavailable | None = None
+    started = time.monotonic()
+    for attempt in range(1, payment.attempt + 1):
+        reference = db.reference_of_attempt(payment.reference, attempt)
+        try:
+            verdict = gateway.verify(reference, gateway.timeout_seconds)
+        except paystack.Unavailable as unknown:
+            is_answered = False
+            if unknown.asked_to_wait:
+                wait = unknown
+                break
+            continue
+        except paystack.Misconfigured:
+            logger.error("provider_refuses_us", extra={"reference": reference})
+            is_answered = False
+            continue
+        match verdict:
+            case money.Charge() as charge:
+                charges.record_charge(database, charge, "worker")
+                is_paid = True
+            case paystack.Unpaid(declined=reason):
+                declined = reason or declined
+            case paystack.NotFound():
+                # "Not found" is no answer for a reference that was opened: its transaction exists.
+                is_answered = is_answered and attempt == payment.attempt and not due.is_opened
+            case paystack.UnderWay():
+                is_answered = False
+    outcome = "paid" if is_paid else "unpaid" if is_answered else "no_answer"
+    if outcome != "no_answer":
+        finish_job(database, "poll", gateway.mode, None)
+    ms = round((time.monotonic() - started) * 1000, 1)
+    logger.info("polled", extra={"payment": payment.id, "outcome": outcome, "ms": ms})
+    if not is_paid:
+        ends = is_answered and payment.status == "pending" and due.over_seconds >= 0
+        finish_poll(
+            database,
+            payment,
+            next_seconds=next_poll_seconds(due.age_seconds, due.over_seconds, "expired" if ends else payment.status),
+            ends=ends,
+            declined=f"last try declined: {declined}" if declined else None,
+        )
+    if wait is not None:
+        raise wait
+    return outcome
+
+
+def next_poll_seconds(age_seconds: float, over_seconds: float, status: str) -> float | None:
+    """In how many seconds to poll an unpaid payment of this age, `over_seconds` after its time ended (negative before).
+
+    None a year after its time ended, unless it is still pending. The age alone decides, so a poll that somebody asked
+    for changes nothing.
+    """
+    if status != "pending" and over_seconds >= 365 * DAY:
+        return None
+    if over_seconds >= 30 * DAY:
+        return _until_next(over_seconds - 30 * DAY, 7 * DAY)
+    if status != "pending" or over_seconds >= DAY:
+        return _until_next(over_seconds, DAY)
+    if over_seconds >= 0:
+        return _until_next(over_seconds, 30 * MINUTE)
+    next_age = next((age for age in POLLS_SECONDS if age > age_seconds), None)
+    regular = _until_next(age_seconds - POLLS_SECONDS[-1], 30 * MINUTE) if next_age is None else next_age - age_seconds
+    return min(regular, -over_seconds)
+
+
+def _until_next(seconds: float, every_seconds: float) -> float:
+    """How long until the next whole multiple of `every_seconds`."""
+    return every_seconds - seconds % every_seconds
+
+
+def _due(row: dict[str, Any]) -> Due:
+    payment = Payment.of(row)
+    awaits_refunds = payment.charge_reference is not None and row["refunds_awaited_since"] is not None
+    return Due(payment, row["is_opened"], awaits_refunds, row["age_seconds"], row["over_seconds"], row["asked_at"])
+
+
+# A payment whose key was lost may have been opened.
+DUE_COLUMNS = """
+    p.*, coalesce(k.reference_exists, true) AS is_opened, now() AS asked_at,
+    extract(epoch FROM now() - p.created_at)::float8 AS age_seconds,
+    extract(epoch FROM now() - p.expires_at)::float8 AS over_seconds
+    """
+
+
+FIND_DUE = f"""
+    SELECT {DUE_COLUMNS} FROM payments p LEFT JOIN idempotency_keys k ON k.payment_id = p.id WHERE p.id = %(id)s
+    """  # noqa: S608  # the names are ours
+
+
+# now() and not clock_timestamp(): an index serves a comparison only with a stable value.
+ORDERS = {
+    "wanted": "p.wanted_at IS NOT NULL AND p.charge_reference IS NULL ORDER BY p.wanted_at",
+    "newest": "p.poll_at <= now() ORDER BY p.poll_at DESC",
+    "oldest": "p.poll_at <= now() ORDER BY p.poll_at",
+}
+
+
+TURNS = (("wanted", "newest"), ("newest", "wanted"), ("wanted", "newest"), ("oldest", "wanted"))
+"""The orders in which a process's polls take payments, one after the other. They matter when more payments are due than
+the pace allows, for example when a stranger leaves thousands open. Half of the polls are for payments that somebody
+waits for. A quarter takes the payment that fell due last, so that new payments are polled in time while the backlog
+waits. A quarter takes the payment that has been due longest, so that no payment waits for ever."""
+
+
+def claim_due(database: Database, mode: str, lease_seconds: float, order: str) -> Due | None:
+    """Lease the first payment by one of the ORDERS. Payments whose checkout is being opened are skipped."""
+    values = {"mode": mode, "lease_seconds": lease_seconds}
+    return next(map(_due, database.rows(CLAIMS[order], values)), None)
+
+
+CLAIMS = {
+    name: f"""
+    WITH due AS (
+        SELECT p.id FROM payments p
+         -- OFFSET 0: asked of each payment, no join. With thousands due a join would read all keys for one.
+         WHERE NOT EXISTS (SELECT FROM idempotency_keys k
+                            WHERE k.payment_id = p.id AND k.answer IS NULL AND k.leased_until > now()
+                           OFFSET 0)
+           AND p.mode = %(mode)s AND {order} LIMIT 1 FOR UPDATE OF p SKIP LOCKED
+    )
+    UPDATE payments p
+       SET poll_at = now() + make_interval(secs => %(lease_seconds)s), polled_at = now(), wanted_at = NULL,
+           poll_leased_until = now() + make_interval(secs => %(lease_seconds)s)
+      FROM due LEFT JOIN idempotency_keys k ON k.payment_id = due.id
+     WHERE p.id = due.id
+    RETURNING {DUE_COLUMNS}
+    """  # noqa: S608  # ours
+    for name, order in ORDERS.items()
+}
+
+
+def finish_poll(
+    database: Database, payment: Payment, *, next_seconds: float | None, ends: bool, declined: str | None
+) -> None:
+    """Store the result of a poll without money: the time of the next poll, and a pending payment's last decline or end.
+    A payment ends as `failed` if any poll has seen a decline. A payment that is pending a day after its time opens an
+    incident. Does nothing if money has come meanwhile.
+    """
+
+    def work(conn: BoundedConnection) -> None:
+        left = conn.execute(
+            """
+            UPDATE payments
+               SET poll_at = now() + make_interval(secs => %(next_seconds)s), poll_leased_until = NULL,
+                   status = CASE WHEN status <> 'pending' OR NOT %(ends)s THEN status
+                                 WHEN coalesce(%(declined)s, status_reason) IS NULL THEN 'expired' ELSE 'failed' END,
+                   status_reason = CASE WHEN status = 'pending' THEN coalesce(%(declined)s, status_reason)
+                                        ELSE status_reason END
+             WHERE id = %(id)s AND charge_reference IS NULL AND changed_by('worker', %(why)s)
+            RETURNING status, expires_at <= now() - interval '1 day' AS is_long_over
+            """,
+            {
+                "id": payment.id,
+                "next_seconds": next_seconds,
+                "ends": ends,
+                "declined": declined,
+                "why": "time_over" if ends else "declined",
+            },
+        ).fetchone()
+        if left and left["status"] != "pending":
+            db.close_ended(conn, "worker", ["never_ended"], payment.id)
+        elif left and left["is_long_over"]:
+            db.open_incident(conn, payment.mode, "never_ended", payment.id, payment.id)
+
+    database.transaction(work)
+
+
+def apply_lists(database: Database, gateway: paystack.Gateway) -> int:
+    """Apply each listed charge and refund with one of our references; how many there were. So a payment is found
+    without a webhook and without its own poll.
+
+    The list begins LISTED_DAYS before the last run, also after a long outage or a restored backup. Raises
+    paystack.Unavailable and Misconfigured.
+    """
+    days = LISTED_DAYS + days_since_job(database, "apply_lists", gateway.mode)
+    since, found = datetime.now(UTC) - timedelta(days=days), 0
+    for charge in gateway.transactions(since):
+        if isinstance(charge, money.Charge) and db.REFERENCE_PATTERN.fullmatch(charge.reference):
+            charges.record_charge(database, charge, "worker")
+            found += 1
+    for listed in refunds.list_refunds(database, gateway, since):
+        if isinstance(listed, money.Refund) and (
+            listed.charge_reference is None or db.REFERENCE_PATTERN.fullmatch(listed.charge_reference)
+        ):
+            refunds.record_refund(database, gateway.mode, listed, "worker")
+            found += 1
+    return found

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+import psycopg.rows
+import pytest
 import requests
 
-import embedded
+import db
 import worker
-from sandbox import Sandbox
-from shop import SECRET_KEY, Shop, query
+from local import embedded
+from local.sandbox import Sandbox
+from shop import SECRET_KEY, Shop, query, wait_until
 
 T = TypeVar("T")
+Psql = psycopg.Connection[dict[str, Any]]
 
 
 def at_once(works: Sequence[Callable[[], T]], within_seconds: float = 60) -> list[T]:
@@ -40,6 +44,51 @@ def meanwhile(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(work)
         yield lambda: future.result(60)
+
+
+@contextmanager
+def slow_process(shop: Shop) -> Iterator[db.Database]:
+    """The database of a process that is slow: whatever is done in it is committed at the end of the block."""
+    rows = psycopg.rows.dict_row
+    with db.BoundedConnection.connect(shop.database_url, application_name="paygate", row_factory=rows) as conn:
+        if shop.settings.notify_url is not None:
+            conn.execute("SELECT set_config('paygate.notify', 'on', true)")
+        yield OneTransaction(conn, shop.app.database.secret())
+
+
+class OneTransaction(db.Database):
+    """A database in which all that is run belongs to one transaction of the caller's."""
+
+    def __init__(self, conn: db.BoundedConnection, secret: bytes) -> None:
+        self.conn, self._secret = conn, secret
+
+    def run(self, work: Callable[[db.BoundedConnection], T], within_seconds: float = 5) -> T:
+        return work(self.conn)
+
+    def transaction(self, work: Callable[[db.BoundedConnection], T]) -> T:
+        return work(self.conn)
+
+
+def second_of_two(
+    shop: Shop, first: Callable[[db.Database], object], second: Callable[[db.Database], T], *, leaves: str | None = None
+) -> T:
+    """The result of `second`, where `first` has been done a moment before and is not committed yet: it has to wait,
+    and holds no row of the table that it `leaves`, which comes later in the order of locks."""
+    with ThreadPoolExecutor(1) as threads:
+        with slow_process(shop) as database:
+            first(database)
+            result = threads.submit(second, shop.app.database)
+            wait_until(lambda: result.done() or somebody_waits(shop))
+            assert not result.done(), "it did not wait"
+            if leaves is not None:
+                shop.sql(f"SELECT FROM {leaves} FOR UPDATE NOWAIT")
+        return result.result(30)
+
+
+def somebody_waits(shop: Shop) -> bool:
+    """Whether a transaction waits for a lock of another."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(shop.sql(query))
 
 
 def fresh_seed() -> int:
@@ -84,30 +133,40 @@ def age(database_url: str, payment_id: str | None, seconds: float) -> None:
 
 def make_due(database_url: str) -> None:
     """As if the next look at each payment were due now."""
-    query(database_url, "UPDATE payments SET look_at = now() WHERE look_at IS NOT NULL")
+    query(database_url, "UPDATE payments SET poll_at = now() WHERE poll_at IS NOT NULL")
 
 
 # The worker and the provider
 
 
-def worker_of(shop: Shop, looks_per_second: float = 1000) -> worker.Worker:
+def refuse_charges(shop: Shop, when: str = "true") -> None:
+    """As if applying a charge met a bug: the database refuses to take it."""
+    shop.sql(
+        f"""
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$;
+        CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION fail()
+        """
+    )
+
+
+def worker_of(shop: Shop, polls_per_second: float = 1000) -> worker.Worker:
     """A worker, and one in a hurry: the sandbox may be flooded."""
     made = worker.Worker(shop.settings, shop.app.database, shop.app.gateway)
-    made.pace = worker.Pace(looks_per_second)
+    made.pace.gap_seconds = 1 / polls_per_second
     return made
 
 
-def look(shop: Shop) -> None:
+def poll(shop: Shop) -> None:
     """The worker's looking, with everything due."""
     make_due(shop.database_url)
-    look_at_all(shop)
+    poll_all(shop)
 
 
-def look_at_all(shop: Shop) -> None:
+def poll_all(shop: Shop) -> None:
     """The worker's looking, until nothing is due."""
-    looker = worker_of(shop)
+    poller = worker_of(shop)
     for _ in range(2000):
-        if looker.look() > 0:
+        if poller.poll() > 0:
             return
     raise AssertionError("the worker finds no end")
 
@@ -146,3 +205,33 @@ def frozen(cluster: embedded.Cluster) -> Iterator[None]:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
+
+
+# The database
+
+
+def incidents(shop: Shop) -> list[tuple[str, str]]:
+    return [(row["kind"], row["subject"]) for row in shop.sql("SELECT kind, subject FROM incidents ORDER BY id")]
+
+
+def lose_all_rows(shop: Shop) -> None:
+    """As after a failover to a standby that had not heard of them yet. The secret is older, and stays."""
+    tables = [row["tablename"] for row in shop.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+    lost = [f"DELETE FROM {name};" for name in tables if name not in ("secrets", "migrations")]  # noqa: S608
+    shop.sql("SET session_replication_role = replica; " + " ".join(lost))
+
+
+@pytest.fixture
+def psql(database_url: str) -> Iterator[Psql]:
+    """Somebody with the database's password and no manners."""
+    with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as conn:
+        yield conn
+
+
+@pytest.fixture
+def payment_id(shop: Shop) -> str:
+    return str(shop.created()["id"])
+
+
+def trail(psql: Psql, payment_id: str) -> list[dict[str, Any]]:
+    return psql.execute("SELECT * FROM payment_events WHERE payment_id = %s ORDER BY n", [payment_id]).fetchall()

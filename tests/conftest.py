@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from pytest_postgresql import factories
 
-import db
-import embedded
+from commands.migrate import migrate
+from local import embedded
 
 # Neither a developer's configuration nor what is meant for another server may reach a test.
 embedded.forget_libpq()
@@ -50,7 +51,7 @@ def server() -> Iterator[Server]:
         yield server_at(url)
         return
     with embedded.temporary() as cluster:
-        yield server_at(cluster.url)
+        yield server_at(cluster.superuser_url)
 
 
 def server_at(url: str) -> Server:
@@ -71,7 +72,7 @@ def url_of(server: Server, dbname: str) -> str:
 
 
 def load_schema(**database: Any) -> None:
-    db.migrate(
+    migrate(
         url_of(Server(**{name: database[name] for name in ("host", "port", "user", "password")}), database["dbname"])
     )
 
@@ -91,3 +92,13 @@ def cluster() -> Iterator[embedded.Cluster]:
     """A server of this test's own, with no schema, to be restarted, killed and frozen."""
     with embedded.temporary() as cluster:
         yield cluster
+
+
+@pytest.fixture(params=["America/New_York", "Pacific/Kiritimati"])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As on a machine whose own time zone is not UTC."""
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()

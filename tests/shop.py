@@ -7,13 +7,9 @@ real socket.
 """
 
 import contextlib
-import http.client
+import hashlib
+import hmac
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,9 +22,11 @@ import pytest
 
 import paygate
 import settings
-from sandbox import Sandbox
+from local import serving
+from local.sandbox import Sandbox
+from local.serving import ROOT, Reply, free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["ROOT", "Reply", "free_port"]  # for those that import them from here
 SECRET_KEY = "sk_test_0123456789abcdef"
 PAYMENTS, WEBHOOK = "/api/v1/payments", "/api/v1/webhooks/paystack"
 JSON = {"Content-Type": "application/json"}
@@ -39,6 +37,9 @@ ORDER: dict[str, Any] = {
     "amount": 50,
     "location": "Lagos",
 }
+CARD = "4084084084084081"
+LIVE = {"PAYSTACK_SECRET_KEY": "sk_live_0123456789abcdef", "PUBLIC_URL": "https://pay.example.com"}
+UNKNOWN_ID = "PAY-0123456789ABCDEFGHJKMNPQRS"
 
 
 @pytest.fixture
@@ -57,6 +58,13 @@ def open_shop(database_url: str, sandbox: Sandbox) -> Iterator[Callable[..., "Sh
 @pytest.fixture
 def shop(open_shop: Callable[..., "Shop"]) -> "Shop":
     return open_shop()
+
+
+@pytest.fixture
+def live(database_url: str) -> Iterator["Shop"]:
+    """A shop on the same database, with live keys. Its provider numbers charges and refunds as the other one does."""
+    with Sandbox(secret_key=LIVE["PAYSTACK_SECRET_KEY"]) as provider, Shop(database_url, provider, **LIVE) as shop:
+        yield shop
 
 
 def environment(database_url: str, sandbox: Sandbox, **env: str) -> dict[str, str]:
@@ -127,91 +135,20 @@ class Shop:
         return query(self.database_url, statement, *values)
 
 
-class Server:
-    """paygate as it is served: gunicorn with its workers, over a socket. `log` is the file of all that it prints.
-
-    It runs in `folder`, where no `.env` is, with nothing of this process's environment.
-    """
+class Server(serving.Server):
+    """paygate as it is served, on a database and a provider of the test's."""
 
     def __init__(self, database_url: str, sandbox: Sandbox, folder: Path, **env: str) -> None:
         self.database_url = database_url
         self.sandbox = sandbox
-        self.folder = folder
-        self.log = folder / "log"
-        self.port = int(env.get("PORT") or free_port())
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.env = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "PYTHONPATH": str(ROOT),
-            "WEB_CONCURRENCY": "1",
-            "THREADS": "8",
-            **environment(database_url, sandbox, **env),
-            "PORT": str(self.port),
-        }
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        threads = {"WEB_CONCURRENCY": "1", "THREADS": "8"}
+        super().__init__(folder, {**threads, **environment(database_url, sandbox, **env)})
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", ROOT / "gunicorn.conf.py", "paygate:create_app()"],
-                cwd=self.folder,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        super().start()
         self.wait_until_ready()
 
-    def wait_until_ready(self, within_seconds: float = 20) -> None:
-        deadline = time.monotonic() + within_seconds
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.request("GET", "/readyz", timeout_seconds=2).status_code == 200:
-                    return
-            assert self.process.poll() is None, f"gunicorn ended:\n{self.log.read_text()}"
-            time.sleep(0.05)
-        raise AssertionError(f"gunicorn does not get ready:\n{self.log.read_text()}")
-
-    def stop(self, within_seconds: float = 10) -> int:
-        """Its exit status. Whatever is left of it then is killed."""
-        self.process.terminate()
-        try:
-            return self.process.wait(within_seconds)
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """All its processes at once, without a word, as a crash of the machine would."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        headers: dict[str, str] | None = None,
-        timeout_seconds: float = 15,
-    ) -> "Reply":
-        """One request on a connection of its own; `body` may be an iterable of bytes, which is sent chunked."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_seconds)
-        try:
-            connection.request(method, path, body, headers or {})  # type: ignore[arg-type]
-            answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.getheaders()), answer.read().decode())
-        finally:
-            connection.close()
-
-    def create(self, key: str | None = None, headers: dict[str, str] | None = None, **fields: object) -> "Reply":
+    def create(self, key: str | None = None, headers: dict[str, str] | None = None, **fields: object) -> Reply:
         with_key = {"Idempotency-Key": key} if key is not None else {}
         return self.request("POST", PAYMENTS, json.dumps({**ORDER, **fields}), {**JSON, **with_key, **(headers or {})})
 
@@ -219,28 +156,37 @@ class Server:
         return query(self.database_url, statement, *values)
 
 
-class Reply:
-    """An answer of a Server, with the names that falcon.testing.Result has."""
-
-    def __init__(self, status_code: int, headers: dict[str, str], text: str) -> None:
-        self.status_code = status_code
-        self.headers = {name.lower(): value for name, value in headers.items()}
-        self.text = text
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_until(done: Callable[[], object], within_seconds: float = 10) -> None:
+def wait_until(done: Callable[[], object], within_seconds: float = 30) -> None:
     deadline = time.monotonic() + within_seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {within_seconds} s"
         time.sleep(0.02)
+
+
+OpenShop = Callable[..., Shop]
+
+
+@pytest.fixture(scope="module")
+def counter() -> Iterator[Shop]:
+    """A shop whose database and provider are away: what it answers, it answers by itself, before it asks anyone."""
+    with closed_shop() as shop:
+        yield shop
+
+
+def closed_shop(**env: str) -> Shop:
+    nowhere = "postgresql://keeper:opensesame@127.0.0.1:9/vault"
+    return Shop(nowhere, Sandbox(secret_key=SECRET_KEY, port=9), **env)
+
+
+def raw(**members: str) -> str:
+    """ORDER as JSON, with `members` written exactly so."""
+    order = {**{name: json.dumps(value) for name, value in ORDER.items()}, **members}
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in order.items()) + "}"
+
+
+def count(shop: Shop | Server, table: str) -> int:
+    return int(shop.sql(f"SELECT count(*) AS n FROM {table}")[0]["n"])  # noqa: S608
+
+
+def sign(body: bytes, key: str = SECRET_KEY) -> dict[str, str]:
+    return {"x-paystack-signature": hmac.new(key.encode(), body, hashlib.sha512).hexdigest()}

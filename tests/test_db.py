@@ -1,8 +1,7 @@
-# ruff: noqa: F811, S608  (fixtures are imported by their names; the SQL is written here)
-"""What the database itself refuses, whoever asks, and what it writes down by itself; the pool; the migrations."""
+# ruff: noqa: F811  (fixtures are imported by their names)
+"""How a transaction is run: the pool, statements prepared, keys taken at once, the migrations."""
 
 import contextlib
-import itertools
 import re
 import secrets
 import threading
@@ -17,469 +16,15 @@ import psycopg
 import psycopg.rows
 import pytest
 
+import checkout
+import commands
 import db
-from backstage import at_once, end_leases, end_time, initialize_before, look, references
-from invariants import RANKS, check_books, check_trail
+from backstage import Psql, at_once, end_leases, payment_id, psql, trail  # noqa: F401  # fixtures
+from commands.migrate import migrate, migrations
+from invariants import check_books
 from relay import Relay
 from shop import PAYMENTS, Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
-
-Psql = psycopg.Connection[dict[str, Any]]
-
-
-@pytest.fixture
-def psql(database_url: str) -> Iterator[Psql]:
-    """Somebody with the database's password and no manners."""
-    with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.dict_row) as conn:
-        yield conn
-
-
-@pytest.fixture
-def payment_id(shop: Shop) -> str:
-    return str(shop.created()["id"])
-
-
-def charge_row(payment: dict[str, Any], **others: object) -> dict[str, Any]:
-    """A charge that pays for `payment`, but for `others`."""
-    names = "reference", "mode", "amount_minor", "currency"
-    row = {name: payment[name] for name in names}
-    return {**row, "payment_id": payment["id"], "requested_minor": payment["amount_minor"], "source": "test", **others}
-
-
-def insert(psql: Psql, table: str, row: dict[str, Any]) -> None:
-    columns, values = ", ".join(row), ", ".join(f"%({name})s" for name in row)
-    psql.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})".encode(), row)
-
-
-def refund_row(psql: Psql, **others: object) -> dict[str, Any]:
-    """A refund of the one charge that there is, as it was asked for, but for `others`."""
-    charge = psql.execute("SELECT reference AS charge_reference, payment_id, mode, currency FROM charges").fetchone()
-    assert charge is not None
-    asked = {
-        "id": f"RF-{'0' * 26}",
-        "amount_minor": 1000,
-        "status": "unanswered",
-        "origin": "paygate",
-        "made_by": "ada",
-    }
-    return {**charge, **asked, **others}
-
-
-def payment_row(psql: Psql, payment_id: str) -> dict[str, Any]:
-    row = psql.execute("SELECT * FROM payments WHERE id = %s", [payment_id]).fetchone()
-    assert row is not None
-    return row
-
-
-def move(psql: Psql, payment_id: str, status: str) -> None:
-    """Set a status with all that belongs to it, so that nothing but its place on the line can be wrong."""
-    psql.execute(
-        """
-        UPDATE payments
-           SET status = %(status)s,
-               paid_at = CASE WHEN payment_rank(%(status)s) >= 3 THEN coalesce(paid_at, now()) END,
-               charge_reference = CASE WHEN payment_rank(%(status)s) >= 2 THEN reference ELSE charge_reference END,
-               charged_minor = CASE WHEN payment_rank(%(status)s) >= 2 THEN amount_minor ELSE charged_minor END,
-               refunded_minor = CASE %(status)s WHEN 'partially_refunded' THEN 1
-                                                WHEN 'refunded' THEN amount_minor ELSE refunded_minor END
-         WHERE id = %(id)s
-        """,
-        {"id": payment_id, "status": status},
-    )
-
-
-# What is refused
-
-
-def refuses(psql: Psql, words: str, statement: str) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation, match=words):
-        psql.execute(statement.encode())
-
-
-def test_the_state_of_a_payment_rises_and_never_falls(psql: Psql, payment_id: str) -> None:
-    insert(psql, "charges", charge_row(payment_row(psql, payment_id)))
-    for before, after in itertools.permutations(RANKS, 2):
-        rises = RANKS[after] > RANKS[before] and (before, after) != ("review", "partially_refunded")
-        with psql.transaction(force_rollback=True):
-            if before != "pending":
-                move(psql, payment_id, before)
-            if rises:
-                move(psql, payment_id, after)
-                assert payment_row(psql, payment_id)["status"] == after
-            else:
-                with pytest.raises(psycopg.errors.CheckViolation, match=r"cannot fall|leaves review only"):
-                    move(psql, payment_id, after)
-
-
-def test_what_a_payment_asks_for_never_changes(psql: Psql, payment_id: str) -> None:
-    changes = {
-        "id": "'PAY-00000000000000000000000000'",
-        "mode": "'live'",
-        "amount_minor": "amount_minor - 1",
-        "currency": "'USD'",
-        "reference": "'PG-00000000000000000000000000'",
-        "source": "'link'",
-        "created_at": "created_at - interval '1 day'",
-    }
-    for column, value in changes.items():
-        refuses(psql, "never changes", f"UPDATE payments SET {column} = {value}")
-
-
-def test_a_checkout_url_is_never_replaced(psql: Psql, payment_id: str) -> None:
-    for url in ("'https://checkout.paystack.com/other'", "NULL"):
-        refuses(psql, "has its checkout URL already", f"UPDATE payments SET checkout_url = {url}")
-
-
-def test_an_erased_payment_stays_erased(psql: Psql, payment_id: str) -> None:
-    psql.execute("UPDATE payments SET erased_at = now()")
-    for moment in ("NULL", "now() + interval '1 s'"):
-        refuses(psql, "has been erased", f"UPDATE payments SET erased_at = {moment}")
-
-
-def test_a_payment_never_goes_back_to_an_earlier_reference(psql: Psql, payment_id: str) -> None:
-    psql.execute("UPDATE payments SET attempt = 3")
-    refuses(psql, "earlier reference", "UPDATE payments SET attempt = 2")
-    refuses(psql, "attempt_is_1_to_9", "UPDATE payments SET attempt = 10")
-
-
-def test_a_payment_follows_its_own_charge_for_ever(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    for change in ("charge_reference = reference || '-2'", "charged_minor = 1", "charge_reference = NULL"):
-        refuses(psql, "follows its own charge", f"UPDATE payments SET {change}")
-
-
-def test_completed_needs_a_charge_that_pays_it(shop: Shop, psql: Psql, payment_id: str) -> None:
-    """Asked at exactly its amount, in its currency and mode, paid in full, and as much as the payment says."""
-    payment = payment_row(psql, payment_id)
-    wrong: list[dict[str, Any]] = [
-        {"payment_id": shop.created()["id"]},
-        {"mode": "live"},
-        {"currency": "USD"},
-        {"requested_minor": 4999},
-        {"requested_minor": 5001, "amount_minor": 5001},
-        {"amount_minor": 4999},
-        {"amount_minor": 5001},  # the payment will say that it was 5000
-        {"reference": payment["reference"] + "-2"},
-    ]
-    for difference in wrong:
-        for status in ("completed", "partially_refunded"):
-            with psql.transaction(force_rollback=True):
-                insert(psql, "charges", charge_row(payment, **difference))
-                with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
-                    move(psql, payment_id, status)
-    insert(psql, "charges", charge_row(payment))
-    move(psql, payment_id, "completed")
-
-
-def test_completed_without_such_a_charge_needs_a_recorded_acceptance(psql: Psql, payment_id: str) -> None:
-    insert(psql, "charges", charge_row(payment_row(psql, payment_id), amount_minor=4000))
-    psql.execute("UPDATE payments SET status = 'review', charge_reference = reference, charged_minor = 4000")
-    refuses(psql, "no charge that pays it", "UPDATE payments SET status = 'completed', paid_at = now()")
-    psql.execute("UPDATE payments SET status = 'completed', paid_at = now(), accepted_by = 'operator:ada'")
-
-
-def test_from_review_a_payment_is_refunded_once_the_whole_charge_went_back(psql: Psql, payment_id: str) -> None:
-    insert(psql, "charges", charge_row(payment_row(psql, payment_id), amount_minor=4000))
-    psql.execute("UPDATE payments SET status = 'review', charge_reference = reference, charged_minor = 4000")
-    refunded = "UPDATE payments SET status = 'refunded', paid_at = now(), refunded_minor ="
-    refuses(psql, "no charge that pays it", f"{refunded} 3999")
-    psql.execute(f"{refunded} 4000".encode())
-
-
-def test_a_new_payment_cannot_be_born_completed_nor_refunded(psql: Psql, payment_id: str) -> None:
-    payment = payment_row(psql, payment_id)
-    names = "mode", "amount_minor", "currency", "customer_name", "customer_email", "customer_phone", "location"
-    born = {name: payment[name] for name in (*names, "source", "expires_at", "created_at")}
-    born |= {"id": "PAY-00000000000000000000000000", "reference": "PG-00000000000000000000000000"}
-    born |= {"status": "completed", "paid_at": payment["created_at"], "charge_reference": born["reference"]}
-    for moved in ({}, {"status": "refunded", "refunded_minor": payment["amount_minor"]}):
-        with pytest.raises(psycopg.errors.CheckViolation, match="no charge that pays it"):
-            insert(psql, "payments", {**born, "charged_minor": payment["amount_minor"], **moved})
-
-
-def test_no_row_that_money_hangs_on_is_removed(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    insert(psql, "refunds", refund_row(psql))
-    for table in ("refunds", "payments", "idempotency_keys", "charges", "payment_events", "secrets"):
-        for statement in ("DELETE FROM", "TRUNCATE"):
-            cascade = " CASCADE" if statement == "TRUNCATE" else ""
-            refuses(psql, "is refused: its rows are kept as they are", f"{statement} {table}{cascade}")
-        assert psql.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() != {"count": 0}
-
-
-def test_an_audit_row_a_charge_and_the_secret_never_change(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    for change in (
-        "payment_events SET why = 'by_hand'",
-        "payment_events SET at = now()",
-        "payment_events SET hash = repeat('0', 64)",
-        "charges SET amount_minor = 1",
-        "charges SET payment_id = 'PAY-00000000000000000000000000'",
-        "secrets SET value = sha256('')",
-    ):
-        refuses(psql, "is refused: its rows are kept as they are", f"UPDATE {change}")
-
-
-def test_a_refund_stays_what_it_is_and_is_answered_once(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    insert(psql, "refunds", refund_row(psql))
-    for change in (
-        "id = 'RF-00000000000000000000000001'",
-        "charge_reference = charge_reference || '-2'",
-        "payment_id = 'PAY-00000000000000000000000000'",
-        "mode = 'live'",
-        "origin = 'dashboard'",
-        "created_at = created_at - interval '1 day'",
-    ):
-        refuses(psql, "never changes", f"UPDATE refunds SET {change}")
-    psql.execute("UPDATE refunds SET provider_id = 7, status = 'pending'")
-    for change in ("provider_id = 8", "provider_id = NULL, status = 'refused'"):
-        refuses(psql, "never changes", f"UPDATE refunds SET {change}")
-    refuses(psql, "has been answered", "UPDATE refunds SET status = 'unanswered'")
-
-
-NO_SUCH = {
-    "key_has_a_payment": """
-        INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token)
-        SELECT mode, sha256(key), fingerprint, 'PAY-' || repeat('0', 26), token FROM idempotency_keys LIMIT 1
-    """,
-    "charge_has_a_payment": """
-        INSERT INTO charges (reference, payment_id, mode, amount_minor, currency, source)
-        VALUES ('PG-' || repeat('0', 26), 'PAY-' || repeat('0', 26), 'test', 1, 'NGN', 'webhook')
-    """,
-    "refund_has_a_charge": """
-        INSERT INTO refunds (id, charge_reference, payment_id, mode, amount_minor, currency, status, origin, made_by)
-        SELECT 'RF-' || repeat('1', 26), 'PG-' || repeat('0', 26), payment_id, mode, 1, currency, status, origin, 'ada'
-          FROM refunds
-    """,
-}
-BROKEN_RULES = {
-    **NO_SUCH,
-    "secrets_is_one_row": "INSERT INTO secrets (the_only_row, value) VALUES (false, sha256(''))",
-    "mode_is_test_or_live": "UPDATE payments SET mode = 'sandbox'",
-    "status_is_known": "UPDATE payments SET status = 'paid' WHERE status = 'pending'",
-    "amount_is_positive": "UPDATE payments SET amount_minor = 0",
-    "reference_is_used_once": "UPDATE payments SET reference = (SELECT min(reference) FROM payments)",
-    "reference_is_pg_and_26_of_base32": "UPDATE payments SET reference = 'PG-1' WHERE status = 'pending'",
-    "attempt_is_1_to_9": "UPDATE payments SET attempt = 0",
-    "refunded_is_not_negative": "UPDATE payments SET refunded_minor = -1 WHERE status = 'completed'",
-    "completed_has_paid_at": "UPDATE payments SET paid_at = NULL WHERE status = 'completed'",
-    "money_came_has_a_charge": "UPDATE payments SET status = 'review' WHERE status = 'pending'",
-    "charged_is_of_a_charge": "UPDATE payments SET charged_minor = 1 WHERE status = 'pending'",
-    "refunded_is_of_a_charge": "UPDATE payments SET refunded_minor = 1 WHERE status = 'pending'",
-    "an_answer_is_whole": "UPDATE idempotency_keys SET answer = NULL",
-    "charge_reference_is_ours": "UPDATE charges SET reference = 'T685312322670591'",
-    "charged_amount_is_not_negative": "UPDATE charges SET amount_minor = -1",
-    "refunded_amount_is_positive": "UPDATE refunds SET amount_minor = 0",
-    "refund_status_is_known": "UPDATE refunds SET status = 'done', provider_id = 7",
-    "the_provider_names_what_it_took": "UPDATE refunds SET status = 'pending'",
-    "processed_has_its_time": "UPDATE refunds SET status = 'processed', provider_id = 7",
-    "refund_is_recorded_once": """
-        INSERT INTO refunds (id, charge_reference, payment_id, mode, amount_minor, currency, status, origin, made_by,
-                             provider_id)
-        SELECT 'RF-' || repeat(n::text, 26), charge_reference, payment_id, mode, 1, currency, status, origin, 'ada', 7
-          FROM refunds, generate_series(1, 2) n
-    """,
-    "an_event_is_stored_once": """
-        INSERT INTO provider_events (mode, digest, outcome) SELECT mode, digest, 'noted' FROM provider_events
-    """,
-    "applied_has_its_time": "UPDATE provider_events SET applied_at = NULL",
-    "only_a_received_event_is_retried": "UPDATE provider_events SET retry_at = now()",
-    "a_thing_opens_one_incident": """
-        INSERT INTO incidents (mode, kind, subject) VALUES ('test', 'dispute', 'x'), ('test', 'dispute', 'x')
-    """,
-    "a_closed_incident_names_who": """
-        INSERT INTO incidents (mode, kind, subject, closed_at) VALUES ('test', 'dispute', 'x', now())
-    """,
-    "notifications_are_numbered": """
-        INSERT INTO notifications (mode, type, payment_id, sequence, facts)
-        SELECT mode, 'x', id, 1, '{}' FROM payments, generate_series(1, 2)
-    """,
-    "an_ended_notification_is_not_due": """
-        INSERT INTO notifications (mode, type, sequence, facts, due_at, dead_at)
-        VALUES ('test', 'x', 1, '{}', now(), now())
-    """,
-    "actor_is_known": "UPDATE payment_events SET actor = 'nobody'",
-    "why_is_known": "UPDATE payment_events SET why = 'because'",
-    "payment_events_are_numbered": "UPDATE payment_events SET n = 1",
-}
-
-
-def test_each_rule_of_a_row_holds_by_itself_where_every_guard_is_switched_off(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    shop.created()
-    insert(psql, "refunds", refund_row(psql))
-    for rule, statement in BROKEN_RULES.items():
-        with psql.transaction(force_rollback=True):
-            if rule not in NO_SUCH:  # foreign keys are triggers too
-                psql.execute("SET LOCAL session_replication_role = replica")
-            with pytest.raises(psycopg.errors.IntegrityError) as refused:
-                psql.execute(statement.encode())
-            assert refused.value.diag.constraint_name == rule
-
-
-def test_a_key_has_one_payment_and_a_payment_one_key(psql: Psql, payment_id: str) -> None:
-    with pytest.raises(psycopg.errors.UniqueViolation, match="payment_has_one_key"):
-        psql.execute(
-            """
-            INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token)
-            SELECT mode, sha256(key), fingerprint, payment_id, token FROM idempotency_keys
-            """
-        )
-
-
-def test_a_server_error_is_never_stored_as_an_answer(psql: Psql, payment_id: str) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation, match="an_answer_is_never_a_server_error"):
-        psql.execute("UPDATE idempotency_keys SET answer_status = 503")
-
-
-# The audit trail
-
-
-def trail(psql: Psql, payment_id: str) -> list[dict[str, Any]]:
-    return psql.execute("SELECT * FROM payment_events WHERE payment_id = %s ORDER BY n", [payment_id]).fetchall()
-
-
-def test_the_trail_says_who_changed_a_payment_and_why(shop: Shop, psql: Psql) -> None:
-    payment = shop.created()
-    shop.pay(payment["reference"])
-    assert [(row["actor"], row["why"], row["from_status"], row["to_status"]) for row in trail(psql, payment["id"])] == [
-        ("api", "reserved", None, "pending"),
-        ("api", "opened", "pending", "pending"),
-        ("webhook", "charge", "pending", "completed"),
-    ]
-    last = trail(psql, payment["id"])[-1]
-    assert (last["amount_minor"], last["currency"], last["mode"], last["reference"]) == (
-        *(5000, "NGN", "test"),
-        payment["reference"],
-    )
-    assert (last["charged_minor"], last["refunded_minor"]) == (5000, 0)
-
-
-def last_change(psql: Psql, payment_id: str) -> tuple[str, str, str]:
-    last = trail(psql, payment_id)[-1]
-    return last["actor"], last["why"], last["to_status"]
-
-
-def test_the_trail_names_every_reason(shop: Shop, psql: Psql) -> None:
-    provider = shop.sandbox
-    declined = shop.created()
-    provider.decline(declined["reference"])
-    look(shop)
-    assert last_change(psql, declined["id"]) == ("worker", "declined", "pending")
-    end_time(shop.database_url, declined["id"])
-    look(shop)
-    assert last_change(psql, declined["id"]) == ("worker", "time_over", "failed")
-    underpaid = shop.created(customer_email="underpaid@example.com")
-    shop.pay(underpaid["reference"])
-    assert last_change(psql, underpaid["id"]) == ("webhook", "mismatch", "review")
-
-    words = {"status": False, "message": "Invalid Email Address Passed"}
-    provider.fault("initialize", "answer", effect=False, status=400, body=words)
-    assert shop.create().status_code == 422
-    (refused,) = psql.execute("SELECT id FROM payments WHERE status_reason = %s", [words["message"]]).fetchall()
-    assert last_change(psql, refused["id"]) == ("api", "refused", "failed")
-
-    provider.fault("initialize", "lost-request", times=2)
-    assert shop.create(key="one").status_code == 503
-    (walked,) = psql.execute("SELECT id, reference FROM payments WHERE checkout_url IS NULL AND status = 'pending'")
-    for reference in references(walked["reference"]):
-        initialize_before(provider, reference)
-    assert shop.create(key="one").status_code == 503
-    assert last_change(psql, walked["id"]) == ("api", "next_reference", "pending")
-    check_books(shop.database_url)
-
-
-def test_the_hashes_of_a_trail_can_be_computed_again_by_anybody(shop: Shop, psql: Psql) -> None:
-    for _ in range(3):
-        shop.pay(shop.created(customer_name="Жанна O'Neill")["reference"])
-    shop.created()
-    assert len(check_books(shop.database_url)) == 4
-
-
-def test_a_change_behind_the_triggers_back_is_found(shop: Shop, psql: Psql) -> None:
-    shop.pay(shop.created()["reference"])
-    check_books(shop.database_url)
-    psql.execute("SET session_replication_role = replica")  # what only a superuser may do
-    for change, undoing in (
-        ("charged_minor = charged_minor + 1 WHERE n = 2", "charged_minor = charged_minor - 1 WHERE n = 2"),
-        ("at = at + interval '1 us' WHERE n = 1", "at = at - interval '1 us' WHERE n = 1"),
-        ("actor = 'worker' WHERE n = 3", "actor = 'webhook' WHERE n = 3"),
-        ("n = 4 WHERE n = 3", "n = 3 WHERE n = 4"),
-    ):
-        psql.execute(f"UPDATE payment_events SET {change}".encode())
-        with pytest.raises(AssertionError):
-            check_books(shop.database_url)
-        psql.execute(f"UPDATE payment_events SET {undoing}".encode())
-        check_books(shop.database_url)
-
-
-def test_a_change_in_psql_is_written_down_as_the_database_users(psql: Psql, payment_id: str) -> None:
-    changes = {
-        "status_reason": "'because'",
-        "attempt": "2",
-        "expires_at": "expires_at + interval '1 s'",
-        "customer_name": "'Jane'",
-        "customer_email": "'jane@example.com'",
-        "customer_phone": "'1234567'",
-        "location": "'Accra'",
-        "description": "'Shoes'",
-        "metadata": "'{}'",
-        "return_url": "'https://shop.example.com'",
-        "accepted_by": "'operator:ada'",
-        "status": "'expired'",
-    }
-    for n, (column, value) in enumerate(changes.items(), start=3):
-        psql.execute(f"UPDATE payments SET {column} = {value}".encode())
-        last = trail(psql, payment_id)[-1]
-        assert (last["n"], last["actor"], last["why"]) == (n, f"operator:{psql.info.user}", "by_hand"), column
-    check_trail(trail(psql, payment_id))
-
-
-def test_each_change_but_of_when_to_look_leaves_a_row(shop: Shop, psql: Psql) -> None:
-    paid = shop.created()
-    shop.pay(paid["reference"])
-    shop.sandbox.fault("initialize", "lost-request", times=2)
-    assert shop.create(key="one").status_code == 503
-    of_paid = {"refunded_minor": "1", "accepted_by": "'operator:ada'", "paid_at": "now()"}
-    of_unopened = {
-        **{"status": "'failed'", "status_reason": "'x'", "attempt": "2", "checkout_url": "'x'", "expires_at": "now()"},
-        **dict.fromkeys(("customer_name", "customer_email", "customer_phone", "location", "description"), "'x'"),
-        **{"metadata": "'{}'", "return_url": "'x'", "erased_at": "now()"},
-    }
-    for status, changes in (("completed", of_paid), ("pending", of_unopened)):
-        (payment,) = psql.execute("SELECT id FROM payments WHERE status = %s", [status]).fetchall()
-        for column, value in changes.items():
-            with psql.transaction(force_rollback=True):
-                before = len(trail(psql, payment["id"]))
-                psql.execute(f"UPDATE payments SET {column} = {value} WHERE id = %s".encode(), [payment["id"]])
-                assert len(trail(psql, payment["id"])) == before + 1, column
-
-
-def test_when_to_look_next_leaves_no_trail(psql: Psql, payment_id: str) -> None:
-    psql.execute("UPDATE payments SET look_at = now(), looked_at = now()")
-    assert len(trail(psql, payment_id)) == 2
-
-
-def test_changes_at_once_do_not_fork_a_trail(shop: Shop, psql: Psql, payment_id: str) -> None:
-    begin = threading.Barrier(20)
-
-    def change(number: int) -> None:
-        with psycopg.connect(shop.database_url, autocommit=True) as conn:
-            begin.wait(10)
-            conn.execute("UPDATE payments SET location = %s", [f"Lagos {number}"])
-
-    with ThreadPoolExecutor(20) as threads:
-        list(threads.map(change, range(20)))
-    assert len(trail(psql, payment_id)) == 22
-    check_trail(trail(psql, payment_id))
-
-
-def test_an_actor_that_is_not_on_the_list_is_refused(psql: Psql, payment_id: str) -> None:
-    for setting, value in (("actor", "nobody"), ("actor", "operator:a\nb"), ("why", "just so")):
-        with pytest.raises(psycopg.errors.CheckViolation, match=f"{setting}_is_known"), psql.transaction():
-            psql.execute("SELECT set_config(%s, %s, true)", [f"paygate.{setting}", value])
-            psql.execute("UPDATE payments SET location = 'Accra'")
-
+from till import Till, open_till, till  # noqa: F401  # fixtures
 
 # The pool
 
@@ -501,22 +46,24 @@ def test_an_actor_never_leaks_into_the_next_transaction(
     one_connection: db.Database, psql: Psql, payment_id: str
 ) -> None:
     by_hand(one_connection, payment_id)
-    one_connection.transaction("webhook", "charge", lambda conn: conn.execute("SELECT 1"))
+    one_connection.transaction(lambda conn: conn.execute("SELECT 1"))
     by_hand(one_connection, payment_id)
     with pytest.raises(ZeroDivisionError):
-        one_connection.transaction("worker", "declined", lambda conn: 1 / 0)
+        one_connection.transaction(lambda conn: 1 / 0)
     by_hand(one_connection, payment_id)
     whose = {(row["actor"], row["why"]) for row in trail(psql, payment_id)[2:]}
-    assert whose == {(f"operator:{psql.info.user}", "by_hand")}
+    assert whose == {("paygate", "by_hand")}
+
+
+def change_as(name: str, conn: db.BoundedConnection) -> None:
+    conn.execute("UPDATE payments SET location = location || '.' WHERE changed_by(%s, 'accepted')", [name])
 
 
 def test_an_operator_is_named_in_full_whatever_the_name(
     one_connection: db.Database, psql: Psql, payment_id: str
 ) -> None:
     for name in ("operator:O'Brien \\ Söhne", "operator:a', true); DELETE FROM charges --", "operator:{} %s $1"):
-        one_connection.transaction(
-            name, "accepted", lambda conn: conn.execute("UPDATE payments SET location = location || '.'")
-        )
+        one_connection.transaction(partial(change_as, name))
         assert (trail(psql, payment_id)[-1]["actor"], trail(psql, payment_id)[-1]["why"]) == (name, "accepted")
 
 
@@ -531,8 +78,8 @@ def test_a_transaction_in_which_an_error_was_overlooked_does_not_count_as_done(
             conn.execute("SELECT 1 / 0")
         return "done"
 
-    with pytest.raises(db.Unavailable):
-        one_connection.transaction("worker", "charge", careless)
+    with pytest.raises(db.DatabaseUnavailable):
+        one_connection.transaction(careless)
     assert psql.execute("SELECT location FROM payments").fetchone() == {"location": "Lagos"}
     by_hand(one_connection, payment_id)
 
@@ -541,7 +88,7 @@ def test_a_payment_request_leaves_no_actor_behind(open_shop: Callable[..., Shop]
     shop = open_shop(DB_POOL="1")
     payment_id = shop.created()["id"]
     by_hand(shop.app.database, payment_id)
-    assert trail(psql, payment_id)[-1]["actor"] == f"operator:{psql.info.user}"
+    assert trail(psql, payment_id)[-1]["actor"] == "paygate"
 
 
 def statements_prepared(shop: Shop) -> list[str]:
@@ -558,12 +105,12 @@ def test_what_each_payment_needs_is_prepared_once(open_shop: Callable[..., Shop]
     """And survives a migration that adds to the tables while it serves, and an error."""
     shop = open_shop(DB_POOL="1")
     prepared = statements_prepared(shop)
-    assert len(prepared) == len(set(prepared)) == 5
+    assert len(prepared) == len(set(prepared)) == 9
     for table in ("payments", "idempotency_keys", "charges", "provider_events"):
         shop.sql(f"ALTER TABLE {table} ADD COLUMN later text NOT NULL DEFAULT 'x'")
     assert statements_prepared(shop) == prepared
     with pytest.raises(ZeroDivisionError):
-        shop.app.database.transaction("worker", "declined", lambda conn: 1 / 0)
+        shop.app.database.transaction(lambda conn: 1 / 0)
     assert sorted(statements_prepared(shop)) == sorted(prepared)
 
 
@@ -582,7 +129,7 @@ def test_orders_that_a_full_disk_refuses_leave_nothing_prepared_on_the_server(op
     rows = shop.app.database.run(lambda conn: conn.execute("SELECT FROM pg_prepared_statements").fetchall())
     assert rows == []
     shop.sql("DROP TRIGGER disk_is_full ON payments")
-    assert len(statements_prepared(shop)) == 5
+    assert len(statements_prepared(shop)) == 9
 
 
 def test_a_pooler_that_passes_for_the_server_is_found_out_by_the_first_error(open_shop: Callable[..., Shop]) -> None:
@@ -590,8 +137,8 @@ def test_a_pooler_that_passes_for_the_server_is_found_out_by_the_first_error(ope
     shop = open_shop(DB_POOL="1")
     payment_id = shop.created()["id"]
     assert shop.get(payment_id)
-    shop.app.database.run(lambda conn: conn.command(b"DEALLOCATE ALL"))
-    assert shop.client.simulate_get(f"{PAYMENTS}/{payment_id}").status_code == 500
+    shop.app.database.run(lambda conn: conn.pgconn.exec_(b"DEALLOCATE ALL"))
+    assert shop.get(payment_id)
     assert statements_prepared(shop) == []
 
 
@@ -621,7 +168,7 @@ def test_the_roles_defaults_are_not_ours(database_url: str, psql: Psql) -> None:
 
     with db.Database(database_url, 1) as database:
         assert database.run(shown) == ["read committed", "on", "off"]
-        assert database.transaction("worker", "declined", shown) == ["read committed", "on", "off"]
+        assert database.transaction(shown) == ["read committed", "on", "off"]
 
 
 def test_a_report_has_time_whatever_the_roles_default_is_and_its_times_are_in_utc(
@@ -633,17 +180,35 @@ def test_a_report_has_time_whatever_the_roles_default_is_and_its_times_are_in_ut
         "TimeZone = 'Asia/Tokyo'",
     ):
         psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}".encode())
-    with db.reading(database_url) as conn, conn.transaction():
+    with commands.reading(database_url) as conn, conn.transaction():
         conn.execute("SELECT pg_sleep(0.2)")
         time.sleep(0.2)
         assert conn.execute("SHOW TimeZone").fetchall() == [{"TimeZone": "UTC"}]
 
 
+def test_how_a_database_writes_dates_and_numbers_is_no_concern_of_ours(
+    open_shop: Callable[..., Shop], database_url: str, psql: Psql
+) -> None:
+    for setting in ("datestyle = 'SQL, DMY'", "extra_float_digits = -15", "TimeZone = 'Asia/Tokyo'"):
+        psql.execute(f"ALTER DATABASE {psql.info.dbname} SET {setting}".encode())
+    shop = open_shop()
+    payment = shop.created()
+    assert shop.get(payment["id"])["created_at"] == payment["created_at"]
+
+    def read(conn: psycopg.Connection[Any]) -> dict[str, Any]:
+        return dict(conn.execute("SELECT created_at, 123456.789::float8 AS number FROM payments").fetchall()[0])
+
+    with commands.reading(database_url) as conn:
+        told = read(conn)
+    assert told == shop.app.database.run(read)
+    assert (told["number"], f"{told['created_at']:%Y-%m-%dT%H:%M:%SZ}") == (123456.789, payment["created_at"])
+
+
 def take(shop: Shop, key: bytes) -> str:
-    order = db.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
+    order = checkout.Order("John Doe", "john@example.com", "2348012345678", 5000, "Lagos", "NGN")
     try:
-        db.reserve(shop.app.database, mode="test", key=key, order=order, lease_seconds=60, ttl_seconds=3600)
-    except db.InFlight:
+        checkout.reserve(shop.app.checkout, key, order)
+    except checkout.InFlight:
         return "in flight"
     return "taken"
 
@@ -651,14 +216,14 @@ def take(shop: Shop, key: bytes) -> str:
 def test_of_eight_who_take_a_key_at_once_one_has_it_and_the_others_are_told_so(shop: Shop) -> None:
     """Many keys, for the moment in which the losers can fall over another constraint is short."""
     for number in range(100):
-        key = db.key_of(f"order-{number}")
+        key = checkout.key_of(f"order-{number}")
         assert sorted(at_once([partial(take, shop, key)] * 8)) == ["in flight"] * 7 + ["taken"]
     assert len(check_books(shop.database_url)) == 100
 
 
 def test_of_eight_who_find_a_lease_over_one_takes_it_over(shop: Shop) -> None:
     for number in range(20):
-        key = db.key_of(f"order-{number}")
+        key = checkout.key_of(f"order-{number}")
         assert take(shop, key) == "taken"
         end_leases(shop.database_url)
         assert sorted(at_once([partial(take, shop, key)] * 8)) == ["in flight"] * 7 + ["taken"]
@@ -667,33 +232,68 @@ def test_of_eight_who_find_a_lease_over_one_takes_it_over(shop: Shop) -> None:
 # Migrations
 
 
-@pytest.fixture
-def empty_url(database_url: str) -> Iterator[str]:
-    """A database with nothing in it."""
+@contextlib.contextmanager
+def made_database(database_url: str, how: str = "") -> Iterator[str]:
     name = f"empty_{secrets.token_hex(4)}"
     with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template0 {how}".encode())
         yield urlsplit(database_url)._replace(path=f"/{name}").geturl()
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-ALL = [number for number, _ in db.migrations()]
+@pytest.fixture
+def empty_url(database_url: str) -> Iterator[str]:
+    """A database with nothing in it."""
+    with made_database(database_url) as url:
+        yield url
+
+
+ALL = [number for number, _ in migrations()]
 
 
 def test_migrating_twice_does_nothing_the_second_time(empty_url: str) -> None:
-    assert db.migrate(empty_url) == ALL
-    assert db.migrate(empty_url) == []
+    assert migrate(empty_url) == ALL
+    assert migrate(empty_url) == []
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "EUC_JP", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_name_is_refused(
+    database_url: str, till: Till, open_shop: Callable[..., Shop], encoding: str
+) -> None:
+    with made_database(database_url, f"ENCODING '{encoding}' LOCALE 'C'") as url:
+        refused = till.run("migrate", DATABASE_URL=url)
+        assert (refused.status, len(refused.err.splitlines())) == (1, 1)
+        assert f"its encoding is {encoding}" in refused.err
+        assert f"BAD   database         its encoding is {encoding}" in till.run("doctor", DATABASE_URL=url).out
+        assert open_shop(DATABASE_URL=url).client.simulate_get("/readyz").status_code == 503
+
+
+def test_a_role_that_may_not_make_tables_is_told_so_in_one_line(
+    empty_url: str, till: Till, open_shop: Callable[..., Shop]
+) -> None:
+    role = f"guest_{secrets.token_hex(4)}"
+    url = re.sub(r"//[^@]*@", f"//{role}@", empty_url)
+    with psycopg.connect(empty_url, autocommit=True) as conn:
+        conn.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            refused = till.run("migrate", DATABASE_URL=url)
+            assert (refused.status, len(refused.err.splitlines())) == (1, 1)
+            assert "DATABASE_URL): permission denied for schema public" in refused.err
+            migrate(empty_url)
+            assert open_shop(DATABASE_URL=url).create().status_code == 503  # it may not read the tables either
+        finally:
+            conn.execute(f"DROP ROLE {role}".encode())
 
 
 def test_several_who_migrate_at_once_take_turns(empty_url: str) -> None:
     begin = threading.Barrier(4)
 
-    def migrate(_: int) -> list[int]:
+    def migrate_in_turn(_: int) -> list[int]:
         begin.wait(10)
-        return db.migrate(empty_url)
+        return migrate(empty_url)
 
     with ThreadPoolExecutor(4) as threads:
-        ran = list(threads.map(migrate, range(4)))
+        ran = list(threads.map(migrate_in_turn, range(4)))
     assert sorted(number for numbers in ran for number in numbers) == ALL
     with psycopg.connect(empty_url) as conn:
         assert conn.execute("SELECT count(*) FROM secrets").fetchone() == (1,)
@@ -701,7 +301,7 @@ def test_several_who_migrate_at_once_take_turns(empty_url: str) -> None:
 
 def test_a_newer_schema_is_left_alone_and_serves(shop: Shop, psql: Psql) -> None:
     psql.execute("INSERT INTO migrations VALUES (999, now())")
-    assert db.migrate(shop.database_url) == []
+    assert migrate(shop.database_url) == []
     assert shop.client.simulate_get("/readyz").status_code == 200
 
 
@@ -710,5 +310,5 @@ def test_a_database_without_the_schema_is_not_ready_until_it_is_migrated(
 ) -> None:
     shop = open_shop(DATABASE_URL=empty_url)
     assert shop.client.simulate_get("/readyz").status_code == 503
-    db.migrate(empty_url)
+    migrate(empty_url)
     assert shop.client.simulate_get("/readyz").status_code == 200

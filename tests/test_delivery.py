@@ -1,6 +1,7 @@
 """What is delivered beside the code: the image, the platforms' files, the workflows, the settings to copy."""
 # ruff: noqa: F811  # a fixture bears the name of its import
 
+import fnmatch
 import importlib
 import json
 import os
@@ -14,16 +15,54 @@ from typing import Any
 
 import pytest
 
-import embedded
 import settings
-from deploy import replay_dockerfile
-from sandbox import Sandbox
-from shop import ROOT, SECRET_KEY, free_port, sandbox  # noqa: F401  # a fixture
+from local import embedded
+from local.sandbox import Sandbox
+from shop import ROOT, SECRET_KEY, Shop, free_port, open_shop, sandbox, shop  # noqa: F401  # fixtures
+from till import Till, open_till, till  # noqa: F401  # fixtures
 
 COMPOSE_ALONE = {"POSTGRES_PASSWORD"}
-STAGES = replay_dockerfile.read_dockerfile((ROOT / "Dockerfile").read_text())
-IMAGE = dict(STAGES[-1].steps)
-IGNORED = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+Stage = tuple[str, list[tuple[str, str]]]
+
+
+def read_dockerfile(text: str) -> list[Stage]:
+    """The base of each stage, and its instructions in order. Comments are dropped, continued lines joined."""
+    lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    stages: list[Stage] = []
+    for line in re.sub(r"\\\n", " ", lines).splitlines():
+        word, _, argument = line.strip().partition(" ")
+        if word == "FROM":
+            stages.append((argument.partition(" AS ")[0].strip(), []))
+        elif word:
+            stages[-1][1].append((word, argument.strip()))
+    return stages
+
+
+STAGES = read_dockerfile((ROOT / "Dockerfile").read_text())
+IMAGE = dict(STAGES[-1][1])
+COPIED = [
+    source
+    for _, steps in STAGES
+    for word, argument in steps
+    if word == "COPY" and not argument.startswith("--from")
+    for source in argument.split()[:-1]
+]
+
+
+def is_copied(path: Path) -> bool:
+    """Whether the Dockerfile copies this file, or a folder that it is in, out of the project's folder."""
+    parts = {str(part): len(part.parts) for part in (path, *path.parents)}
+    return any(
+        fnmatch.fnmatchcase(part, source) and depth == len(Path(source).parts)
+        for part, depth in parts.items()
+        for source in COPIED
+    )
+
+
+def build_context() -> list[Path]:
+    """The project's files that the build copies."""
+    files = [path.relative_to(ROOT) for path in sorted(ROOT.rglob("*")) if path.is_file()]
+    return [path for path in files if is_copied(path)]
 
 
 def read_yaml(path: str) -> list[Any]:
@@ -67,7 +106,7 @@ def test_env_example_has_a_line_for_each_setting() -> None:
 
 
 def test_the_image_is_small_by_stages_and_runs_as_nobody_in_particular() -> None:
-    bases = [stage.base for stage in STAGES]
+    bases = [base for base, _ in STAGES]
     assert len(bases) > 1
     assert all(re.fullmatch(r"python:3\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?|base", base) for base in bases)
     assert IMAGE["USER"].isdigit()  # Kubernetes cannot tell otherwise that it is not root
@@ -83,28 +122,24 @@ def test_the_images_commands_need_no_shell_around_them() -> None:
 
 
 def test_every_package_of_the_image_is_hashed() -> None:
-    installs = [argument for stage in STAGES for word, argument in stage.steps if word == "RUN" and "pip" in argument]
+    installs = [argument for _, steps in STAGES for word, argument in steps if word == "RUN" and "pip" in argument]
     assert len(installs) == 2
     assert all("--require-hashes" in argument and "--only-binary :all:" in argument for argument in installs)
 
 
-@pytest.mark.parametrize("name", [".env", ".git/config", ".paygate/sandbox/secret-key", "tests/shop.py", "sandbox.py"])
-def test_the_build_never_sees(name: str) -> None:
-    assert replay_dockerfile.is_ignored(Path(name), IGNORED)
+@pytest.mark.parametrize(
+    "name", [".env", ".git/config", ".paygate/sandbox/secret-key", "tests/shop.py", "local/sandbox/server.py"]
+)
+def test_the_image_never_has(name: str) -> None:
+    assert not is_copied(Path(name))
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A folder with what the image's COPY lines bring from the project."""
-    for stage in STAGES:
-        for word, argument in stage.steps:
-            if word == "COPY" and "--from" not in argument and "requirements" not in argument:
-                *patterns, target = argument.split()
-                for path in replay_dockerfile.build_context("\n".join(IGNORED)):
-                    if replay_dockerfile.is_ignored(path, patterns):
-                        into = tmp_path / (path if len(path.parts) > 1 else Path(target, path))
-                        into.parent.mkdir(exist_ok=True)
-                        shutil.copy(ROOT / path, into)
+    """A folder with what the Dockerfile copies out of the project's, and nothing else."""
+    for path in build_context():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
 
 
@@ -141,7 +176,7 @@ def test_the_command_migrates_takes_a_payment_and_ends_when_asked(
     with log.open("wb") as output:
         process = subprocess.Popen(commands()[platform], cwd=image, env=env, stdout=output, stderr=output)
     try:
-        script = [sys.executable, str(ROOT / "deploy" / "take_a_payment.py")]
+        script = [sys.executable, str(ROOT / "docs" / "deploy" / "take_a_payment.py")]
         subprocess.run([*script, f"--paygate=http://127.0.0.1:{port}", f"--sandbox={sandbox.url}"], check=True)
         health = json.loads(IMAGE["HEALTHCHECK"].partition("CMD ")[2])
         assert subprocess.run(health, env=env, check=False).returncode == 0
@@ -172,7 +207,7 @@ def test_every_platform_gives_the_requests_under_way_time_to_end() -> None:
     [compose], [render] = read_yaml("compose.yaml"), read_yaml("render.yaml")
     pod = deployment()["spec"]["template"]["spec"]
     pre_stop = float(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    unit = (ROOT / "deploy" / "paygate.service").read_text()
+    unit = (ROOT / "docs" / "deploy" / "paygate.service").read_text()
     assert float(compose["services"]["paygate"]["stop_grace_period"].removesuffix("s")) > needed
     assert render["services"][0]["maxShutdownDelaySeconds"] > needed
     assert pod["terminationGracePeriodSeconds"] > needed + pre_stop
@@ -183,15 +218,69 @@ def test_compose_starts_after_its_database_and_keeps_it() -> None:
     [compose] = read_yaml("compose.yaml")
     paygate, database = compose["services"]["paygate"], compose["services"]["database"]
     assert paygate["depends_on"]["database"]["condition"] == "service_healthy"
-    assert paygate["read_only"]
-    assert paygate["cap_drop"] == ["ALL"]
     assert paygate["environment"]["HOST"] == "0.0.0.0"  # noqa: S104
     assert "pg_isready" in database["healthcheck"]["test"]
     assert re.fullmatch(r"postgres:(1[5-8])-\w+", database["image"])
-    volumes = [volume.split(":")[0] for volume in (*database["volumes"], *paygate["volumes"])]
-    assert volumes == list(compose["volumes"]) == ["database", "backups"]
+    volumes = [
+        volume.split(":")[0]
+        for service in (database, paygate, compose["services"]["caddy"])
+        for volume in service["volumes"]
+        if not volume.startswith(".")
+    ]
+    assert volumes == list(compose["volumes"]) == ["database", "backups", "caddy"]
     assert "${POSTGRES_PASSWORD:?" in paygate["environment"]["DATABASE_URL"]
     assert paygate["env_file"] == ".env"
+
+
+def test_a_backup_is_made_once_a_day_by_a_command_that_works(shop: Shop, till: Till, tmp_path: Path) -> None:
+    [compose] = read_yaml("compose.yaml")
+    job = next(each for each in read_yaml("docs/deploy/kubernetes.yaml") if each["kind"] == "CronJob")["spec"]
+    container = job["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    unit = (ROOT / "docs/deploy/paygate-backup.service").read_text()
+    assert "OnCalendar=daily" in (ROOT / "docs/deploy/paygate-backup.timer").read_text()
+    assert job["schedule"].endswith("* * *")
+    assert "sleep 86400" in compose["services"]["backup"]["command"][-1]
+    for text in (compose["services"]["backup"]["command"][-1], " ".join(container["command"]), unit):
+        [(folder, keep)] = re.findall(r"manage\.py backup (/[\w/-]+) --keep (\d+)", text)
+        made = till.did("backup", str(tmp_path), "--keep", keep)
+        assert (folder, made.startswith(f"{tmp_path}/paygate-")) == (folder, True)
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert compose["services"]["backup"]["volumes"] == ["backups:/backups"]
+
+
+def test_one_command_puts_a_certificate_in_front() -> None:
+    [compose] = read_yaml("compose.yaml")
+    paygate, caddy = compose["services"]["paygate"], compose["services"]["caddy"]
+    assert caddy["profiles"] == ["tls"]
+    assert caddy["environment"] == {"PUBLIC_URL": "${PUBLIC_URL:?set it in .env}", "PAYGATE": "paygate:8000"}
+    assert "./docs/deploy/Caddyfile:/etc/caddy/Caddyfile:ro" in caddy["volumes"]
+    assert paygate["environment"]["TRUSTED_PROXIES"] == "${TRUSTED_PROXIES:-1}"
+    assert "docker compose --profile tls up --detach --build" in (ROOT / "compose.yaml").read_text()
+
+
+def test_compose_serves_by_a_role_that_is_no_superuser() -> None:
+    [compose] = read_yaml("compose.yaml")
+    database, made = compose["services"]["database"], (ROOT / "docs" / "deploy" / "role.sql").read_text()
+    assert "POSTGRES_USER" not in database["environment"]  # the image would make a superuser of it
+    assert "./docs/deploy/role.sql:/docker-entrypoint-initdb.d/role.sql:ro" in database["volumes"]
+    assert "//paygate:" in compose["services"]["paygate"]["environment"]["DATABASE_URL"]
+    assert re.search(r"^CREATE ROLE paygate LOGIN PASSWORD :'password';$", made, re.MULTILINE)
+    assert "ALTER ROLE postgres PASSWORD NULL;" in made
+
+
+def test_no_service_of_compose_may_more_than_it_must() -> None:
+    [compose] = read_yaml("compose.yaml")
+    for service in compose["services"].values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["pids_limit"] <= 512
+        assert service["mem_limit"] in ("512m", "1g")
+    assert {name: each["cap_add"] for name, each in compose["services"].items() if "cap_add" in each} == {
+        "caddy": ["NET_BIND_SERVICE"]
+    }
+    assert compose["services"]["database"]["user"] == "postgres"
 
 
 def test_the_platforms_trust_exactly_their_own_router() -> None:
@@ -207,7 +296,7 @@ def test_the_platforms_trust_exactly_their_own_router() -> None:
 
 
 def deployment() -> Any:
-    return next(each for each in read_yaml("deploy/kubernetes.yaml") if each["kind"] == "Deployment")
+    return next(each for each in read_yaml("docs/deploy/kubernetes.yaml") if each["kind"] == "Deployment")
 
 
 def test_kubernetes_runs_it_as_the_restricted_standard_wants() -> None:
@@ -226,6 +315,27 @@ def test_kubernetes_runs_it_as_the_restricted_standard_wants() -> None:
     assert pod["initContainers"][0]["command"] == ["python", "manage.py", "migrate"]
 
 
+def test_kubernetes_lets_its_pods_reach_and_be_reached_by_what_they_need_alone() -> None:
+    kinds = {each["kind"]: each.get("spec") for each in read_yaml("docs/deploy/kubernetes.yaml")}
+    policy, template = kinds["NetworkPolicy"], kinds["Deployment"]["template"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    for pod in (template, kinds["CronJob"]["jobTemplate"]["spec"]["template"]):
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
+            assert container["resources"]["limits"]["memory"]
+    [served] = template["spec"]["containers"][0]["ports"]
+    assert policy["ingress"] == [{"ports": [{"port": served["containerPort"], "protocol": "TCP"}]}]
+    [egress] = policy["egress"]
+    assert sorted((each["port"], each["protocol"]) for each in egress["ports"]) == [
+        (53, "TCP"),
+        (53, "UDP"),
+        (443, "TCP"),
+        (5432, "TCP"),
+    ]
+    backup = kinds["CronJob"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert not kinds["Service"]["selector"].items() <= backup.items()  # it serves nobody
+
+
 def test_kubernetes_asks_the_right_probes() -> None:
     """A pod whose database is away must get no requests, and must not be killed for it."""
     [container] = deployment()["spec"]["template"]["spec"]["containers"]
@@ -234,10 +344,10 @@ def test_kubernetes_asks_the_right_probes() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not at hand")
+@pytest.mark.programs
 def test_the_systemd_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "paygate.service"
-    text = (ROOT / "deploy" / "paygate.service").read_text()
+    text = (ROOT / "docs" / "deploy" / "paygate.service").read_text()
     assert "ExecStartPre=/opt/paygate/.venv/bin/python manage.py migrate" in text
     unit.write_text(re.sub(r"/opt/paygate/.venv/bin/\w+", "/bin/true", text))
     said = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
@@ -257,8 +367,8 @@ def test_the_files_for_vercel_serve(tmp_path: Path, database_url: str) -> None:
     entry.parent.mkdir()
     entry.write_text(blocks["python"])
     assert list(json.loads(blocks["json"])["functions"]) == ["api/index.py"]
-    for path in replay_dockerfile.build_context("\n".join(IGNORED)):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+    for path in build_context():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     program = (
         "import runpy, falcon.testing\n"
@@ -297,7 +407,8 @@ def test_a_workflow_may_do_no_more_than_it_must(path: Path) -> None:
     [workflow] = read_yaml(str(path))
     assert workflow["permissions"] == {}
     for job in workflow["jobs"].values():
-        assert job["permissions"] in ({"contents": "read"}, {"packages": "write"})
+        publishing = {"packages": "write", "id-token": "write", "attestations": "write"}
+        assert job["permissions"] in ({"contents": "read"}, publishing)
         for step in job["steps"]:
             assert "${{" not in step.get("run", "")  # what is put into a script there is run
             if step.get("uses", "").startswith("actions/checkout@"):
@@ -314,12 +425,19 @@ def test_ci_tries_every_python_that_is_promised() -> None:
     assert any("pip-audit --" in step.get("run", "") for step in workflow["jobs"]["audit"]["steps"])
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_what_a_workflow_installs_is_hashed(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if re.search(r"\b(pip3?|uv|pipx|npm) .*install\b", line)]
+    assert [line for line in lines if "--require-hashes" not in line] == []
+    assert "--require-hashes" in (ROOT / ".ci" / "setup").read_text()  # what make installs
+
+
 def test_an_image_is_published_only_when_it_took_a_payment_and_a_person_agreed() -> None:
     [workflow] = read_yaml(".github/workflows/deploy.yml")
     assert list(workflow[True]) == ["push"]
     assert list(workflow[True]["push"]) == ["tags"]
     image, publish = workflow["jobs"]["image"], workflow["jobs"]["publish"]
-    assert "sh deploy/try_image.sh paygate" in [step.get("run") for step in image["steps"]]
+    assert "sh docs/deploy/try_image.sh paygate" in [step.get("run") for step in image["steps"]]
     assert publish["needs"] == "image"
     assert publish["environment"] == "publish"
     assert not any(
@@ -327,7 +445,46 @@ def test_an_image_is_published_only_when_it_took_a_payment_and_a_person_agreed()
     )
 
 
-def test_the_workflows_are_clean() -> None:
-    command = [str(Path(sys.executable).with_name("zizmor")), "--offline", "--no-progress", str(ROOT / ".github")]
-    said = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert said.returncode == 0, said.stdout
+def test_the_published_image_is_attested() -> None:
+    [workflow] = read_yaml(".github/workflows/deploy.yml")
+    image, publish = ([step for step in job["steps"] if "uses" in step] for job in workflow["jobs"].values())
+    [build] = [step["with"] for step in image if step["uses"].startswith("docker/build-push-action@")]
+    assert (build["provenance"], build["sbom"]) == ("mode=max", True)
+    [attest] = [step["with"] for step in publish if step["uses"].startswith("actions/attest-build-provenance@")]
+    assert attest["subject-digest"] == "${{ steps.push.outputs.digest }}"
+    assert attest["push-to-registry"]
+
+
+FAKES = {
+    "docker": "#!/bin/sh\ncat > /dev/null\n",
+    "skopeo": """#!/bin/sh
+echo "$@" >> calls
+if [ "$1" = copy ]; then printf sha256:0 > digest
+else printf '{"Tags": ["latest", "sha256-0", "0.9.9", "1.9.0", "%s", "1.10.0"]}' "${GITHUB_REF_NAME#v}"; fi
+""",
+    "jq": f"""#!/bin/sh
+exec {shlex.quote(sys.executable)} -c 'import json, sys; print(*json.load(sys.stdin)["Tags"], sep="\\n")'
+""",
+}
+
+
+@pytest.mark.parametrize(("version", "is_newest"), [("1.10.0", True), ("1.11.0", True), ("1.9.1", False)])
+def test_latest_is_the_newest_release_and_no_other(version: str, is_newest: bool, tmp_path: Path) -> None:
+    [workflow] = read_yaml(".github/workflows/deploy.yml")
+    [push] = [step["run"] for step in workflow["jobs"]["publish"]["steps"] if step.get("id") == "push"]
+    for name, script in FAKES.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "TOKEN": "x",
+        "GITHUB_ACTOR": "x",
+        "GITHUB_REPOSITORY": "Shop/Paygate",
+        "GITHUB_REF_NAME": f"v{version}",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    subprocess.run(["bash", "-e", "-o", "pipefail", "-c", push], cwd=tmp_path, env=env, check=True)
+    pushed = [line.split()[-1] for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("copy")]
+    names = [version, "latest"] if is_newest else [version]
+    assert pushed == [f"docker://ghcr.io/shop/paygate:{name}" for name in names]
+    assert (tmp_path / "output").read_text() == "name=ghcr.io/shop/paygate\ndigest=sha256:0\n"

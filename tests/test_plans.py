@@ -8,15 +8,21 @@ from dataclasses import dataclass
 
 import pytest
 
-import db
-import embedded
+import charges
+import history
 import manage
+import plans
+import worker
 from backstage import worker_of
-from bench import history, plans
-from sandbox import Sandbox
+from commands.migrate import migrate
+from local import embedded
+from local.sandbox import Sandbox
+from office import ADMIN_TOKEN, Office
 from shop import SECRET_KEY, Shop, query
+from web.metrics import rows
 
 GROWING = {"payments", "idempotency_keys", "charges", "refunds", "payment_events", "provider_events", "notifications"}
+WATCHED = {**plans.SETTINGS, **plans.COUNTING}
 PAYMENTS, TODAY = 20_000, 100
 MOST_ROWS = 2000
 """What one step of a plan may read of a table: a batch, the trade of a day, the payments of a customer."""
@@ -49,18 +55,18 @@ def past() -> Iterator[Past]:
     with ExitStack() as stack:
         cluster = stack.enter_context(embedded.temporary())
         provider = stack.enter_context(Sandbox(secret_key=SECRET_KEY))
-        db.migrate(cluster.url)
+        migrate(cluster.superuser_url)
         body = json.dumps({"event": "charge.success", "data": {"reference": "EXAMPLE", "status": "success"}})
-        assert max(history.fill(cluster.url, PAYMENTS, today=TODAY, body=body)) == PAYMENTS
-        url = plans.explained(cluster.url, {**plans.SETTINGS, **plans.COUNTING})
-        shop = stack.enter_context(Shop(url, provider, **NOTIFY))
+        assert max(history.fill(cluster.superuser_url, PAYMENTS, today=TODAY, body=body)) == PAYMENTS
+        url = plans.explained(cluster.superuser_url, WATCHED)
+        shop = stack.enter_context(Shop(url, provider, ADMIN_TOKEN=ADMIN_TOKEN, **NOTIFY))
         environment = stack.enter_context(pytest.MonkeyPatch.context())
         environment.setenv("DATABASE_URL", url)
         environment.setenv("PAYSTACK_SECRET_KEY", SECRET_KEY)
         environment.setenv("PAYSTACK_URL", provider.url)
         for name, value in NOTIFY.items():
             environment.setenv(name, value)
-        yield Past(cluster, cluster.url, shop)
+        yield Past(cluster, cluster.superuser_url, shop)
 
 
 def scans(statements: list[plans.Statement], most_rows: int = MOST_ROWS) -> list[str]:
@@ -117,24 +123,24 @@ def hear_of_a_dispute(past: Past) -> None:
 
 def ask_soon(past: Past) -> None:
     ids = [history.payment_id(n) for n in range(PAYMENTS - 20, PAYMENTS)]
-    db.look_soon(past.shop.app.database, ids, ids)
+    charges.poll_soon(past.shop.app.database, "test", dict.fromkeys(ids, 0.0), ids)
 
 
 def work_with_nothing_due(past: Past) -> None:
     idle = worker_of(past.shop)
-    for loop in (idle.look, idle.look_at_refunds, idle.apply_events, idle.notify):
+    for loop in (idle.poll, idle.poll_refunds, idle.apply_events, idle.notify):
         loop()
 
 
 def look_at_what_is_due(past: Past) -> None:
     ids = [history.payment_id(n) for n in range(PAYMENTS - TODAY + 1, PAYMENTS)]
-    past.sql("UPDATE payments SET look_at = now() WHERE id = ANY(%s) AND status = 'pending'", ids)
-    worker_of(past.shop).look()
+    past.sql("UPDATE payments SET poll_at = now() WHERE id = ANY(%s) AND status = 'pending'", ids)
+    worker_of(past.shop).poll()
 
 
 def look_at_refunds_that_are_due(past: Past) -> None:
-    past.sql("UPDATE refunds SET look_at = now() WHERE id IN (SELECT id FROM refunds LIMIT 10)")
-    worker_of(past.shop).look_at_refunds()
+    past.sql("UPDATE refunds SET poll_at = now() WHERE id IN (SELECT id FROM refunds LIMIT 10)")
+    worker_of(past.shop).poll_refunds()
 
 
 def apply_events_that_are_due(past: Past) -> None:
@@ -183,8 +189,8 @@ def prune(past: Past) -> None:
 def give_money_back(past: Past) -> None:
     payment = past.shop.created()
     past.shop.pay(payment["reference"])
-    past.manage("refund", payment["id"])
-    past.manage("refund", f"{payment['reference']}", "--amount", "10.00")
+    past.manage("refund", payment["id"], "--yes")
+    past.manage("refund", f"{payment['reference']}", "--amount", "10.00", "--yes")
 
 
 def sync_a_payment(past: Past) -> None:
@@ -194,7 +200,7 @@ def sync_a_payment(past: Past) -> None:
 def resolve_a_payment(past: Past) -> None:
     payment = past.shop.created()
     past.shop.pay(payment["reference"], amount=100)
-    past.manage("resolve", payment["id"], "accept", "--reason", "the rest in cash")
+    past.manage("resolve", payment["id"], "accept", "--reason", "the rest in cash", "--yes")
 
 
 def notify_again(past: Past) -> None:
@@ -207,11 +213,20 @@ def erase_a_customer(past: Past) -> None:
 
 
 def metrics(past: Past) -> None:
-    db.metrics(past.shop.app.database)
+    rows(past.shop.app.database, "test")
 
 
 def command(*words: str) -> Callable[[Past], None]:
     return lambda past: past.manage(*words)
+
+
+def listed(**params: object) -> Callable[[Past], None]:
+    """A page of the back office's list, with something on it."""
+
+    def work(past: Past) -> None:
+        assert Office(past.shop).asked("/payments", **params)["payments"]
+
+    return work
 
 
 @pytest.mark.parametrize(
@@ -243,6 +258,13 @@ def command(*words: str) -> Callable[[Past], None]:
             ("list --until", command("list", "--until", "2025-06"), "payments"),
             ("list --status review", command("list", "--status", "review"), "payments"),
             ("list --email", command("list", "--email", history.email(5, PAYMENTS)), "payments"),
+            ("GET", listed(), "payments"),
+            ("GET after", listed(after=history.payment_id(PAYMENTS // 2)), "payments"),
+            ("GET status", listed(status="refunded"), "payments"),
+            ("GET status after", listed(status="refunded", after=history.payment_id(PAYMENTS // 2)), "payments"),
+            ("GET email", listed(email=history.email(5, PAYMENTS)), "payments"),
+            ("GET order", listed(order="order-5"), "payments"),
+            ("GET reference", listed(reference=history.reference(5)), "payments"),
             ("show ID", command("show", history.payment_id(3)), "payments charges provider_events refunds"),
             ("show REFERENCE", command("show", history.reference(3)), "payments charges provider_events refunds"),
             ("doctor", command("doctor"), "payments refunds notifications payment_events"),
@@ -260,11 +282,13 @@ def test_what_is_done_all_day_reads_no_growing_table_from_end_to_end(
 
 def test_a_look_after_an_outage_reads_one_payment_however_many_are_due(past: Past) -> None:
     try:
-        past.sql("UPDATE payments SET look_at = now() WHERE look_at IS NOT NULL")
+        past.sql("UPDATE payments SET poll_at = now(), wanted_at = now() WHERE poll_at IS NOT NULL")
         past.sql("ANALYZE")
-        seen = past.plans_of(lambda past: db.claim_due(past.shop.app.database, "test", 1, lease_seconds=60))
+        seen = past.plans_of(
+            lambda past: [worker.claim_due(past.shop.app.database, "test", 60, order) for order in worker.ORDERS]
+        )
     finally:
-        past.sql("UPDATE payments SET look_at = now() + interval '1 day' WHERE look_at IS NOT NULL")
+        past.sql("UPDATE payments SET poll_at = now() + interval '1 day', wanted_at = NULL WHERE poll_at IS NOT NULL")
         past.sql("ANALYZE")
     assert tables(seen) == {"payments", "idempotency_keys"}
     found = scans(seen, most_rows=10)
@@ -273,8 +297,8 @@ def test_a_look_after_an_outage_reads_one_payment_however_many_are_due(past: Pas
 
 def test_a_scan_would_be_seen(past: Past) -> None:
     """The same work without an index that it needs."""
-    (index,) = query(past.url, "SELECT pg_get_indexdef('payments_due_for_a_look'::regclass) AS definition")
-    query(past.url, "DROP INDEX payments_due_for_a_look")
+    (index,) = query(past.url, "SELECT pg_get_indexdef('payments_due_for_a_poll'::regclass) AS definition")
+    query(past.url, "DROP INDEX payments_due_for_a_poll")
     try:
         seen = scans(past.plans_of(work_with_nothing_due))
     finally:
@@ -288,12 +312,12 @@ def test_a_shop_that_opens_on_the_day_of_the_sale_has_no_plans_of_a_day_without_
     with (
         embedded.temporary() as cluster,
         Sandbox(secret_key=SECRET_KEY) as provider,
-        Shop(plans.explained(cluster.url, {**plans.SETTINGS, **plans.COUNTING}), provider, DB_POOL="1") as shop,
+        Shop(plans.explained(cluster.superuser_url, WATCHED), provider, DB_POOL="1") as shop,
     ):
-        query(cluster.url, "ALTER SYSTEM SET autovacuum = off")
-        query(cluster.url, "SELECT pg_reload_conf()")
-        db.migrate(cluster.url)
-        past = Past(cluster, cluster.url, shop)
+        query(cluster.superuser_url, "ALTER SYSTEM SET autovacuum = off")
+        query(cluster.superuser_url, "SELECT pg_reload_conf()")
+        migrate(cluster.superuser_url)
+        past = Past(cluster, cluster.superuser_url, shop)
 
         def sell(number: int) -> None:
             for _ in range(number):
@@ -301,7 +325,7 @@ def test_a_shop_that_opens_on_the_day_of_the_sale_has_no_plans_of_a_day_without_
                 shop.get(shop.created()["id"])
 
         sell(6)
-        query(cluster.url, "VACUUM ANALYZE")
+        query(cluster.superuser_url, "VACUUM ANALYZE")
         sell(150)
         with plans.watch(cluster.log) as seen:
             sell(3)

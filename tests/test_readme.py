@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import errors
-from sandbox import Sandbox
+import settings
+from local.sandbox import Sandbox
 from shop import ROOT, SECRET_KEY, Server, sandbox  # noqa: F401  # a fixture
+from web import errors
 
 README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
 AUDIT = (ROOT / "docs" / "audit.md").read_text()
 
 
@@ -25,11 +27,11 @@ def server(database_url: str, sandbox: Sandbox, tmp_path: Path) -> Iterator[Serv
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", README + API, re.MULTILINE | re.DOTALL)
 
 
 def run(command: str, server: Server) -> str:
-    """What a command of the README prints, run where its server listens."""
+    """What a command of README or docs/api.md prints, run where its server listens."""
     return subprocess.run(
         ["bash", "-euc", command.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")],
         env={"PATH": server.env["PATH"], "PAYSTACK_SECRET_KEY": SECRET_KEY},
@@ -49,11 +51,17 @@ def with_dots(text: str, like: str) -> str:
 def test_the_first_commands_are_on_the_first_screen_and_exist() -> None:
     first = README.index("```sh")
     assert README[:first].count("\n") < 20
+    assert blocks("sh")[0].startswith("git clone ")
     targets = re.findall(r"^make (\w+)", blocks("sh")[0], re.MULTILINE)
     assert targets == ["run", "test"]
     assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
 
 
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len(README.split()) <= 1_800
+
+
+@pytest.mark.programs
 def test_the_curl_lines_work_as_pasted_and_answer_what_is_shown(server: Server, sandbox: Sandbox) -> None:  # noqa: F811
     _, create, read, webhook = blocks("sh")
     created, completed, invalid, received = (block.strip() for block in blocks("json"))
@@ -71,7 +79,7 @@ def test_the_curl_lines_work_as_pasted_and_answer_what_is_shown(server: Server, 
 def test_every_error_is_listed_with_its_status() -> None:
     listed = {
         (int(status), code)
-        for statuses, codes in re.findall(r"^\| ([0-9, ]+) \| ([^|]+) \|", README, re.MULTILINE)
+        for statuses, codes in re.findall(r"^\| ([0-9, ]+) \| ([^|]+) \|", API, re.MULTILINE)
         for code in re.findall(r"`(\w+)`", codes)
         for status in statuses.split(",")
     }
@@ -82,7 +90,20 @@ def test_every_error_is_listed_with_its_status() -> None:
 def test_every_variable_is_listed_with_its_default() -> None:
     listed = set(re.findall(r"`([A-Z][A-Z_]+)`", README))
     read = set(re.findall(r'"([A-Z][A-Z_]{3,})"', (ROOT / "settings.py").read_text()))
-    assert read - {"DEBUG", "INFO", "WARNING", "ERROR"} <= listed | {"NGN"}
+    assert read - {"DEBUG", "INFO", "WARNING", "ERROR", "COMPOSE_"} <= listed | {"NGN"}
+    shown = dict(shown_defaults())
+    assert len(shown) >= 15
+    needed = {"DATABASE_URL": "postgresql://shop@db.example.com/pay", "PAYSTACK_SECRET_KEY": SECRET_KEY}
+    assert settings.load({**shown, **needed}) == settings.load(needed)
+
+
+def shown_defaults() -> Iterator[tuple[str, str]]:
+    """Each name of the table with its default, but those whose default is none or told in words."""
+    table = README[README.index("## Configuration") : README.index("## Going live")]
+    for names, defaults in re.findall(r"^\| (`[A-Z].*?`) \| (.*?) \|", table, re.MULTILINE):
+        for name, value in zip(names.split(", "), defaults.split(", "), strict=False):
+            if value != "none" and re.fullmatch(r"[\w./]+", value):
+                yield name.strip("`"), value
 
 
 def test_every_command_in_the_readme_exists() -> None:
@@ -101,33 +122,40 @@ def test_every_command_in_the_readme_exists() -> None:
 
 
 def test_every_file_that_is_linked_is_there() -> None:
-    for page in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", ROOT / ".github" / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_every_name_on_the_audit_page_is_there() -> None:
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     schema = (ROOT / "schema.sql").read_text()
     for name in re.findall(r"`([^`]+)`", AUDIT[: AUDIT.index("## To check")]):
         if name.startswith("test_"):
             assert f"def {name}(" in tests, name
-        elif match := re.fullmatch(r"(\w+)\.([\w.]+)", name):
-            module = ROOT / f"{match[1].lower()}.py"
-            if module.exists():
-                assert defined(module, match[2]), name
+        elif re.fullmatch(r"\w+(\.\w+)+", name):
+            assert (ROOT / name).exists() or defined(name), name
         elif "_" in name:
-            assert name in schema or (ROOT / name).exists() or name in (ROOT / "db.py").read_text(), name
+            assert name in schema or (ROOT / name).exists(), name
 
 
-def defined(module: Path, dotted: str) -> bool:
-    """Whether a function, a class or a member of one is defined in a module."""
-    if (ROOT / f"{module.stem}.{dotted}").exists():  # a file's name
-        return True
-    body: list[ast.stmt] = ast.parse(module.read_text()).body
-    for part in dotted.split("."):
-        found = [each for each in body if getattr(each, "name", None) == part]
+def defined(dotted: str) -> bool:
+    """Whether a module defines a function, a class or a member: `module.name`, `folder.module.Class.name`."""
+    folder, parts = ROOT, dotted.split(".")
+    while (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    module = folder / f"{parts.pop(0)}.py"
+    body: list[ast.stmt] = ast.parse(module.read_text()).body if module.exists() else []
+    for part in parts:
+        found = [each for each in body if part in names_of(each)]
         if not found:
             return False
         body = getattr(found[0], "body", [])
-    return True
+    return bool(parts)
+
+
+def names_of(statement: ast.stmt) -> list[str]:
+    """What a statement defines: a function, a class, or constants."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    names = [getattr(statement, "name", None), *(getattr(target, "id", None) for target in targets)]
+    return [name for name in names if name is not None]

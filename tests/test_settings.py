@@ -4,7 +4,10 @@ import base64
 import re
 import subprocess
 import sys
+from datetime import UTC
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -48,7 +51,9 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         payment_ttl_seconds=24 * 3600,
         retention_days=90,
         pay_form=False,
+        timezone=UTC,
         merchant_name=None,
+        merchant_contact=None,
         notify_url=None,
         notify_secrets=(),
         return_url_origins=(),
@@ -78,7 +83,8 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         ("THREADS", "16", "threads", 16),
         ("DB_POOL", "3", "db_pool", 3),
         ("CURRENCIES", "GHS, NGN,XOF", "currencies", ("GHS", "NGN", "XOF")),
-        ("API_TOKEN", "open", "api_token", "open"),
+        ("API_TOKEN", "open-sesame-0123", "api_token", "open-sesame-0123"),
+        ("ADMIN_TOKEN", "open-sesame-01234567", "admin_token", "open-sesame-01234567"),
         ("REQUIRE_IDEMPOTENCY_KEY", "on", "require_idempotency_key", True),
         ("REQUIRE_IDEMPOTENCY_KEY", "1", "require_idempotency_key", True),
         ("REQUIRE_IDEMPOTENCY_KEY", "Off", "require_idempotency_key", False),
@@ -86,6 +92,10 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         ("PAYMENT_TTL_HOURS", "0.5", "payment_ttl_seconds", 1800),
         ("RETENTION_DAYS", "30.5", "retention_days", 30.5),
         ("MERCHANT_NAME", "Mama Put & Sons", "merchant_name", "Mama Put & Sons"),
+        ("MERCHANT_CONTACT", "+234 801 234 5678", "merchant_contact", ...),
+        ("MERCHANT_CONTACT", "(0801) 234-5678", "merchant_contact", ...),
+        ("MERCHANT_CONTACT", "help@shop.example.com", "merchant_contact", ...),
+        ("MERCHANT_CONTACT", "https://shop.example.com/help?a=1", "merchant_contact", ...),
         (
             "RETURN_URL_ORIGINS",
             "https://shop.example.com, http://localhost:3000",
@@ -94,13 +104,14 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         ),
         ("CORS_ORIGINS", "https://shop.example.com", "cors_origins", ("https://shop.example.com",)),
         ("PAY_FORM", "on", "pay_form", True),
+        ("TIMEZONE", "Africa/Lagos", "timezone", ZoneInfo("Africa/Lagos")),
         ("NOTIFY_SECRET", WHSEC, "notify_secrets", (bytes(range(32)),)),
         ("NOTIFY_SECRET", f"{WHSEC},whsec_{'QUJD' * 8}", "notify_secrets", (bytes(range(32)), b"ABC" * 8)),
         ("RATE_LIMIT", "5/second", "rate_limit", (5, 1)),
         ("RATE_LIMIT", "20/Hour", "rate_limit", (20, 3600)),
         ("RATE_LIMIT", "off", "rate_limit", None),
         ("TRUSTED_PROXIES", "1", "trusted_proxies", 1),
-        ("METRICS_TOKEN", "count", "metrics_token", "count"),
+        ("METRICS_TOKEN", "count-0123456789", "metrics_token", "count-0123456789"),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("WORKER_INTERVAL", "0.5", "worker_interval_seconds", 0.5),
         ("RUN_WORKER", "0", "run_worker", False),
@@ -118,6 +129,9 @@ def test_each_name_of_the_environment_is_read(name: str, text: str, attribute: s
         ("DATABASE_URL", ""),
         ("DATABASE_URL", "mysql://shop:opensesame@db/pay"),
         ("DATABASE_URL", "db.example.com"),
+        ("DATABASE_URL", "postgresql://shop:x@db/pay?pgbouncer=true"),
+        ("DATABASE_URL", "postgresql://shop:100%@db/pay"),
+        ("DATABASE_URL", "postgresql://shop:a b@db/pay"),
         ("PAYSTACK_SECRET_KEY", ""),
         ("PAYSTACK_SECRET_KEY", "pk_test_0123456789abcdef"),
         ("PAYSTACK_SECRET_KEY", "sk_test_"),
@@ -136,6 +150,20 @@ def test_each_name_of_the_environment_is_read(name: str, text: str, attribute: s
         ("PUBLIC_URL", "pay.example.com"),
         ("PUBLIC_URL", "https://pay.example.com/#here"),
         ("PUBLIC_URL", "https://pay.example.com:port"),
+        ("HOST", "x86_64-conda-linux-gnu"),
+        ("HOST", "127.0.0.1:8000"),
+        ("MERCHANT_CONTACT", "ask John"),
+        ("MERCHANT_CONTACT", "080123"),
+        ("MERCHANT_CONTACT", "help@shop"),
+        ("MERCHANT_CONTACT", "help@shop.example.com?subject=x"),
+        ("MERCHANT_CONTACT", "http://shop.example.com/help"),
+        ("MERCHANT_CONTACT", "https://user:password@shop.example.com"),
+        ("MERCHANT_CONTACT", "https:///help"),
+        ("MERCHANT_CONTACT", "https://shop.example.com/a b"),
+        ("MERCHANT_CONTACT", "javascript:alert(1)"),
+        ("TIMEZONE", "Lagos"),
+        ("TIMEZONE", "../etc/passwd"),
+        ("TIMEZONE", "Africa"),
         ("PORT", "0"),
         ("PORT", "65536"),
         ("PORT", "http"),
@@ -181,6 +209,9 @@ def test_a_malformed_value_is_one_line_that_names_it(name: str, text: str) -> No
 
 def test_no_message_quotes_a_secret() -> None:
     assert "opensesame" not in refusal(DATABASE_URL="mysql://shop:opensesame@db/pay")
+    for password in ("open%sesame", "open sesame", "open%00sesame", "opensesame@[x"):
+        assert "sesame" not in refusal(DATABASE_URL=f"postgresql://shop:{password}@db/pay")
+    assert '"schema"' in refusal(DATABASE_URL="postgresql://shop:opensesame@db/pay?schema=public")
     assert "hush" not in refusal(PAYSTACK_SECRET_KEY="sk_hush_0123456789")
     assert LIVE_KEY not in refusal(PAYSTACK_SECRET_KEY=f"{SECRET_KEY},{LIVE_KEY}")
     assert "opensesame" not in refusal(NOTIFY_SECRET="whsec_opensesame")
@@ -188,7 +219,9 @@ def test_no_message_quotes_a_secret() -> None:
 
 def test_no_secret_is_in_the_repr_of_the_settings() -> None:
     keys = f"{SECRET_KEY},sk_test_another00"
-    shown = repr(load(API_TOKEN="hush-1", METRICS_TOKEN="hush-2", NOTIFY_SECRET=WHSEC, PAYSTACK_SECRET_KEY=keys))
+    shown = repr(
+        load(API_TOKEN="hush-1" * 3, METRICS_TOKEN="hush-2" * 3, NOTIFY_SECRET=WHSEC, PAYSTACK_SECRET_KEY=keys)
+    )
     assert "Settings(" in shown
     for secret in (SECRET_KEY, "sk_test_another00", "opensesame", "hush", WHSEC, r"\x01"):
         assert secret not in shown
@@ -265,6 +298,13 @@ def test_no_dotenv_is_needed(tmp_path: Path) -> None:
     assert settings.environment(tmp_path / ".env", {"PORT": "9000"}) == {"PORT": "9000"}
 
 
+def test_a_compiler_s_host_in_the_shell_is_not_ours(tmp_path: Path) -> None:
+    for host in ("x86_64-conda-linux-gnu", "my-laptop", ""):
+        assert "HOST" not in settings.environment(tmp_path / ".env", {"HOST": host})
+    for host in ("0.0.0.0", "::", "localhost"):  # noqa: S104
+        assert settings.environment(tmp_path / ".env", {"HOST": host}) == {"HOST": host}
+
+
 def test_an_empty_value_counts_as_not_set(tmp_path: Path) -> None:
     assert environment(tmp_path, "API_TOKEN=\nMERCHANT_NAME=''\nHOST='  '\n", CURRENCIES="", PORT=" ") == {}
 
@@ -281,8 +321,8 @@ def test_dotenv_has_quotes_comments_and_export(tmp_path: Path) -> None:
 
 
 def test_nothing_in_dotenv_is_expanded(tmp_path: Path) -> None:
-    text = "A='${HOME}'\nB=\"${HOME}\"\nC=${HOME}\nD=$HOME\nE='$$ {x}'\n"
-    expected = {"A": "${HOME}", "B": "${HOME}", "C": "${HOME}", "D": "$HOME", "E": "$$ {x}"}
+    text = "HOST='${HOME}'\nPORT=\"${HOME}\"\nTHREADS=${HOME}\nDB_POOL=$HOME\nCURRENCIES='$$ {x}'\n"
+    expected = dict.fromkeys(("HOST", "PORT", "THREADS"), "${HOME}") | {"DB_POOL": "$HOME", "CURRENCIES": "$$ {x}"}
     shown = environment(tmp_path, text, HOME="/root")
     assert {name: shown[name] for name in expected} == expected
 
@@ -305,6 +345,79 @@ def test_a_dotenv_saved_by_a_windows_editor_is_read(tmp_path: Path) -> None:
 def test_a_dotenv_that_is_not_utf_8_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(settings.Invalid, match=r"\.env"):
         environment(tmp_path, b"MERCHANT_NAME=Caf\xe9\n")
+
+
+def test_an_empty_variable_does_not_win_over_dotenv(tmp_path: Path) -> None:
+    assert environment(tmp_path, "API_TOKEN=from-the-file-012\n", API_TOKEN="") == {"API_TOKEN": "from-the-file-012"}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("API_TOKN", "; is it API_TOKEN?"),
+        ("api_token", "; is it API_TOKEN?"),
+        ("SHOE_SIZE", ""),
+        ("PAYSTACK_SECRET", "; is it PAYSTACK_SECRET_KEY?"),
+    ],
+)
+def test_a_name_in_dotenv_that_nobody_reads_stops_the_start(tmp_path: Path, name: str, hint: str) -> None:
+    with pytest.raises(settings.Invalid) as caught:
+        environment(tmp_path, f"PORT=8001\n{name}=hush\n")
+    assert str(caught.value).endswith(f".env, line 2: nobody reads a setting of this name{hint}")
+
+
+def test_dotenv_may_hold_what_is_read_and_what_compose_reads(tmp_path: Path) -> None:
+    asked: set[str] = set()
+
+    class Asked(dict[str, str]):
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    settings.load(Asked(NEEDED))
+    example = re.findall("^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert {*asked, "POSTGRES_PASSWORD"} == set(settings.NAMES) == set(example)
+    assert environment(tmp_path, "COMPOSE_PROJECT_NAME=till\n") == {"COMPOSE_PROJECT_NAME": "till"}
+
+
+@pytest.mark.parametrize(
+    ("settings_given", "said"),
+    [
+        ({"API_TOKEN": "x" * 15}, "API_TOKEN must have at least 16 characters"),
+        ({"METRICS_TOKEN": "x" * 15}, "METRICS_TOKEN must have at least 16 characters"),
+        ({"ADMIN_TOKEN": "x" * 19}, "ADMIN_TOKEN must have at least 20 visible ASCII characters"),
+        ({"ADMIN_TOKEN": "é" * 20}, "ADMIN_TOKEN must have at least 20 visible ASCII characters"),
+        (
+            {"ADMIN_TOKEN": "x" * 20, "API_TOKEN": "x" * 20},
+            "ADMIN_TOKEN must have at least 20 visible ASCII characters, and be no",
+        ),
+        (
+            {"ADMIN_TOKEN": "x" * 20, "METRICS_TOKEN": "x" * 20},
+            "ADMIN_TOKEN must have at least 20 visible ASCII characters, and be no",
+        ),
+        ({"CORS_ORIGINS": "https://*.example.com"}, "CORS_ORIGINS must be origins"),
+        ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS must be origins"),
+        ({"RETURN_URL_ORIGINS": "javascript://x"}, "RETURN_URL_ORIGINS must be origins"),
+        ({"RETURN_URL_ORIGINS": "myapp://"}, "RETURN_URL_ORIGINS must be origins"),
+        ({"PUBLIC_URL": "https://päy.example.com"}, "PUBLIC_URL must be in ASCII"),
+        ({"PUBLIC_URL": "https://*.example.com"}, "PUBLIC_URL must be an absolute URL"),
+        ({"NOTIFY_URL": "https://päy.example.com", "NOTIFY_SECRET": WHSEC}, "NOTIFY_URL must be in ASCII"),
+        (
+            {
+                "PAYSTACK_SECRET_KEY": "sk_live_0123456789",
+                "PUBLIC_URL": "https://pay.example.com",
+                "NOTIFY_URL": "http://shop.example.com/hook",
+                "NOTIFY_SECRET": WHSEC,
+            },
+            "NOTIFY_URL must be https with a live key",
+        ),
+    ],
+)
+def test_what_would_match_nothing_or_be_weak_stops_the_start(settings_given: dict[str, str], said: str) -> None:
+    with pytest.raises(settings.Invalid) as caught:
+        settings.load({**NEEDED, **settings_given})
+    assert str(caught.value).startswith(said)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # The start

@@ -21,9 +21,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from backstage import at_once, end_time, fresh_seed, look
+from backstage import at_once, end_time, fresh_seed, poll
 from invariants import check_books
-from sandbox import sign
+from local.sandbox import sign
 from shop import Shop, open_shop, sandbox, shop  # noqa: F401
 
 PRICE = 5000
@@ -181,8 +181,8 @@ class Trade(RuleBasedStateMachine):
         self.check(payment)
 
     @rule()
-    def look(self) -> None:
-        look(self.shop)
+    def poll(self) -> None:
+        poll(self.shop)
         for payment in self.models:
             payment.be_looked_at()
             self.check(payment)
@@ -191,7 +191,7 @@ class Trade(RuleBasedStateMachine):
     def ask_again_with_the_same_key(self, payment: Model) -> None:
         number = self.models.index(payment)
         answer = self.shop.create(key=f"{Trade.rounds}-{number}")
-        assert (answer.status_code, answer.text) == (201, payment.answer)
+        assert (answer.status_code, answer.json["payment"]) == (201, self.shop.get(payment.id))
 
     def check(self, payment: Model) -> None:
         told = self.shop.get(payment.id)
@@ -203,12 +203,12 @@ class Trade(RuleBasedStateMachine):
         """At last every event comes, in either order, some for the tenth time, and the worker looks."""
         for delivery in (self.posts[::-1] + self.posts) * 4:
             self.deliver_one(*delivery)
-        self.look()
+        self.poll()
         for payment in self.models:
             assert (payment.own is not None) == bool(payment.paid)
         self.check_incidents()
         # The next round, in the same database, has nothing to do with these.
-        self.shop.sql("UPDATE payments SET look_at = NULL")
+        self.shop.sql("UPDATE payments SET poll_at = NULL")
 
     def check_incidents(self) -> None:
         ours = [payment.id for payment in self.models]

@@ -16,18 +16,24 @@ from typing import Any
 import psycopg
 import pytest
 
+import checkout
+import commands
 import db
-import embedded
+import paystack
 from backstage import at_once, frozen, meanwhile
+from commands.migrate import migrate
+from local import embedded
+from local.sandbox import Sandbox
+from proofs.torture import people, verdict
 from relay import Relay
-from sandbox import Sandbox
 from shop import ROOT, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
+from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 
 
 def test_nothing_is_lost_doubled_stuck_or_wrong_while_everything_breaks(tmp_path: Path) -> None:
     """`make torture` is the same for as long as you like."""
     run = subprocess.run(
-        [sys.executable, "-m", "torture", "--seed", "7", "--minutes", "0.5", "--brisk", "--shoppers", "4"],
+        [sys.executable, "-m", "proofs.torture", "--seed", "7", "--minutes", "0.5", "--brisk", "--shoppers", "4"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
         capture_output=True,
@@ -37,6 +43,52 @@ def test_nothing_is_lost_doubled_stuck_or_wrong_while_everything_breaks(tmp_path
     )
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_time_that_the_torture_lets_pass_breaks_no_trail(shop: Shop, till: Till) -> None:  # noqa: F811
+    """It once moved the date of a refund that was still open, and blamed paygate when `audit` saw that."""
+    till.did("refund", paid(shop)["id"])
+    verdict.let_time_pass(shop.sql)
+    till.did("audit")
+
+
+def test_a_refund_of_the_torture_stands_still_before_its_call(shop: Shop, till: Till) -> None:  # noqa: F811
+    payment = paid(shop)
+    program, words = people.FROZEN_REFUND, ("refund", payment["id"], "--yes")
+    command = [sys.executable, *program, *words]
+    env = {"PATH": os.environ["PATH"], **till.env}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        refund_id = process.stdout.readline().strip()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        assert shop.sql("SELECT id, status FROM refunds") == [{"id": refund_id, "status": "unanswered"}]
+        assert shop.sandbox.calls("refund") == 0
+        printed, _ = process.communicate(timeout=30)
+    assert f"refund {refund_id}" in printed
+    assert shop.sandbox.calls("refund") == 1
+
+
+REVERSED = "PAY-1  PG-1: reversed there, more than its refunds (NGN 50.00 there, NGN 0.00 here)"
+FEES = "PAY-2  PG-2: other fees (NGN 1.00 there, NGN 2.00 here)"
+
+
+@pytest.mark.parametrize(
+    ("lines", "taken_back", "wrong"),
+    [
+        ([], set(), []),
+        ([REVERSED, "next: python manage.py sync PAY-1", "manage.py: differences since 2026-10-30: 1"], {"PG-1"}, []),
+        ([REVERSED, "manage.py: differences since 2026-10-30: 1"], set(), [REVERSED]),
+        ([REVERSED, FEES, "manage.py: differences since 2026-10-30: 2"], {"PG-1"}, [FEES]),
+        ([], {"PG-1"}, ["nothing about PG-1, which went back to its bank"]),
+    ],
+)
+def test_what_a_bank_took_back_is_a_difference_and_anything_else_is_a_fault(
+    lines: list[str], taken_back: set[str], wrong: list[str]
+) -> None:
+    found = verdict.unexpected_differences(lines, taken_back)
+    assert [line for line in found if "differences since" not in line] == wrong
 
 
 def test_a_process_that_stood_still_in_a_transaction_goes_on_with_a_new_connection(database_url: str) -> None:
@@ -53,24 +105,26 @@ def test_a_process_that_stood_still_in_a_transaction_goes_on_with_a_new_connecti
             assert row is not None
             return int(row["answer"])
 
-        assert database.transaction("worker", "charge", work) == 42
+        assert database.transaction(work) == 42
 
 
 def test_requests_with_one_key_at_the_same_moment_meet_each_other_and_no_error(database_url: str) -> None:
     """The key and the payment's id, which is made from it, are both unique: the loser may hit either of the two."""
-    order = db.Order("Jane Doe", "jane@example.com", "+2348012345678", 5000, "Lagos", "NGN")
+    order = checkout.Order("Jane Doe", "jane@example.com", "+2348012345678", 5000, "Lagos", "NGN")
 
-    def reserve(database: db.Database, key: bytes) -> bool:
+    def reserve(opener: checkout.Checkout, key: bytes) -> bool:
         try:
-            db.reserve(database, mode="test", key=key, order=order, lease_seconds=60, ttl_seconds=3600)
-        except db.InFlight:
+            checkout.reserve(opener, key, order)
+        except checkout.InFlight:
             return False
         return True
 
     with db.Database(database_url, 4) as database:
+        gateway = paystack.Gateway(("sk_test_x",), "http://127.0.0.1:9", 1, "test")
+        opener = checkout.Checkout(database, gateway, "", 60, 3600, threading.BoundedSemaphore(4))
         for number in range(200):
-            key = db.key_of(f"key-{number}")
-            took = at_once([functools.partial(reserve, database, key)] * 4)
+            key = checkout.key_of(f"key-{number}")
+            took = at_once([functools.partial(reserve, opener, key)] * 4)
             assert sorted(took) == [False, False, False, True]
 
 
@@ -85,13 +139,13 @@ def test_two_errors_at_once_from_a_pooler_whose_server_crashed_are_a_lost_connec
                 raise psycopg.InternalError("received 2 results from command 'COMMIT'")
             return "done"
 
-        assert database.transaction("worker", "charge", work) == "done"
+        assert database.transaction(work) == "done"
 
         def break_down(conn: db.BoundedConnection) -> None:
             conn.execute("DO $$ BEGIN RAISE EXCEPTION 'a bug' USING ERRCODE = 'XX000'; END $$")
 
         with pytest.raises(psycopg.InternalError):  # and no request to try again
-            database.transaction("worker", "charge", break_down)
+            database.transaction(break_down)
 
 
 def message(kind: bytes, content: bytes) -> bytes:
@@ -118,7 +172,7 @@ def test_what_is_not_the_answer_to_a_commit_is_taken_for_a_lost_connection(datab
         told = [said]
         relay.retell = lambda data: told.pop() if told and b"COMMIT\0" in data else data
         tries = iter((1, 2))
-        assert database.transaction("worker", "charge", lambda conn: next(tries)) == 2
+        assert database.transaction(lambda conn: next(tries)) == 2
 
 
 def test_what_a_commit_is_refused_for_is_read_in_the_encoding_of_the_url(database_url: str) -> None:
@@ -130,7 +184,7 @@ def test_what_a_commit_is_refused_for_is_read_in_the_encoding_of_the_url(databas
         db.Database(f"{database_url}&client_encoding=latin1", 1) as database,
         pytest.raises(psycopg.errors.UniqueViolation, match="Größe"),
     ):
-        database.transaction("worker", "charge", break_a_rule)
+        database.transaction(break_a_rule)
 
 
 def parameter(name: str, value: str) -> bytes:
@@ -147,14 +201,14 @@ def test_a_pooler_that_takes_the_promoted_primary_for_a_standby_is_not_believed(
             psycopg.connect(relay.url, target_session_attrs="read-write")
         with db.Database(relay.url, 1) as database:
             assert db.is_ready(database)
-        with db.reading(relay.url) as conn:
+        with commands.reading(relay.url) as conn:
             conn.execute("SELECT 1")
 
 
 def test_a_server_that_takes_no_writes_is_no_primary_by_its_own_word(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(f'ALTER DATABASE "{conn.info.dbname}" SET default_transaction_read_only = on'.encode())
-    with db.Database(database_url, 1) as database, pytest.raises(db.Unavailable):
+    with db.Database(database_url, 1) as database, pytest.raises(db.DatabaseUnavailable):
         db.is_ready(database)
 
 
@@ -217,16 +271,16 @@ def test_while_the_database_says_nothing_most_are_refused_at_once_and_all_served
     cluster: embedded.Cluster,
 ) -> None:
     """Or each thread of a process would soon wait for it, and none be left to say that the process lives."""
-    db.migrate(cluster.url)
+    migrate(cluster.url)
     with db.Database(cluster.url, 2) as database:
         assert db.is_ready(database)
         with frozen(cluster):
-            with pytest.raises(db.Unavailable):
+            with pytest.raises(db.DatabaseUnavailable):
                 db.is_ready(database)
 
             def ask() -> float:
                 begun = time.monotonic()
-                with pytest.raises(db.Unavailable):
+                with pytest.raises(db.DatabaseUnavailable):
                     db.find_payment(database, "PAY-00000000000000000000000000")
                 return time.monotonic() - begun
 
@@ -241,7 +295,7 @@ def is_found_missing(database: db.Database) -> bool:
     """Whether the database answers that there is no such payment."""
     try:
         return db.find_payment(database, "PAY-00000000000000000000000000") is None
-    except db.Unavailable:
+    except db.DatabaseUnavailable:
         return False
 
 

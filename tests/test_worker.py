@@ -15,31 +15,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkout
 import worker
 from backstage import (
     age,
     at_once,
     end_time,
     initialize_before,
-    look,
-    look_at_all,
     make_due,
     meanwhile,
+    poll,
+    poll_all,
+    refuse_charges,
     seconds_of,
     worker_of,
 )
 from invariants import check_books
-from sandbox import Sandbox
+from local.sandbox import Sandbox
 from shop import ROOT, Shop, environment, open_shop, query, sandbox, shop, wait_until  # noqa: F401
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 TTL = 24 * HOUR
 
 
-def seconds_to_the_next_look(shop: Shop, payment_id: str) -> float | None:
+def seconds_to_the_next_poll(shop: Shop, payment_id: str) -> float | None:
     (row,) = shop.sql(
-        "SELECT extract(epoch FROM look_at - now())::float8 AS seconds FROM payments WHERE id = %s", payment_id
+        "SELECT extract(epoch FROM poll_at - now())::float8 AS seconds FROM payments WHERE id = %s", payment_id
     )
     seconds: float | None = row["seconds"]
     return seconds
@@ -48,22 +48,12 @@ def seconds_to_the_next_look(shop: Shop, payment_id: str) -> float | None:
 @contextmanager
 def working(shop: Shop, **settings: str) -> Iterator[worker.Worker]:
     """The worker's threads, as a web process runs them."""
-    background = worker_of(shop, worker.LOOKS_PER_SECOND)
+    background = worker_of(shop, worker.POLLS_PER_SECOND)
     background.start()
     try:
         yield background
     finally:
         background.stop()
-
-
-def refuse_charges(shop: Shop, when: str = "true") -> None:
-    """As if applying a charge met a bug: the database refuses to take it."""
-    shop.sql(
-        f"""
-        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a bug'; END $$;
-        CREATE TRIGGER a_bug BEFORE INSERT ON charges FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION fail()
-        """
-    )
 
 
 # What is found
@@ -80,17 +70,17 @@ def test_a_payment_whose_webhook_never_comes_is_found(open_shop: Callable[..., S
         wait_until(lambda: shop.sql("SELECT status FROM payments") == [{"status": "completed"}], 8)
     assert time.monotonic() - made > 3
     assert shop.sandbox.calls("verify") == 1
-    assert seconds_to_the_next_look(shop, payment["id"]) is None
+    assert seconds_to_the_next_poll(shop, payment["id"]) == pytest.approx(DAY, abs=10), "only its chargeback is left"
     check_books(shop.database_url)
 
 
-def test_every_reference_up_to_the_one_reached_is_looked_at(shop: Shop) -> None:
+def test_every_reference_up_to_the_one_reached_is_verified(shop: Shop) -> None:
     for paid in (0, 1):
         shop.sandbox.fault("initialize", "lost-answer")
         payment = shop.created(key=f"order-{paid}")
         first, second = payment["reference"].removesuffix("-2"), payment["reference"]
         shop.sandbox.pay((first, second)[paid])
-        look(shop)
+        poll(shop)
         assert shop.get(payment["id"])["reference"] == (first, second)[paid]
         assert [shop.sandbox.calls("verify", reference) for reference in (first, second)] == [2, 1]
     assert {row["status"] for row in check_books(shop.database_url)} == {"completed"}
@@ -100,10 +90,10 @@ def test_a_payment_that_is_being_opened_is_left_alone_until_its_lease_is_over(sh
     shop.sandbox.fault("initialize", "time-out", seconds=0.6)
     with meanwhile(lambda: shop.create(key="one")) as answer:
         wait_until(shop.sandbox.transactions)
-        look(shop)
+        poll(shop)
         assert shop.sandbox.calls("verify") == 0
         assert answer().status_code == 201
-    look(shop)
+    poll(shop)
     assert shop.sandbox.calls("verify") == 1
 
 
@@ -113,7 +103,7 @@ def test_the_daily_list_finds_a_charge_without_its_look(shop: Shop) -> None:
     shop.sandbox.pay(payment["reference"].removesuffix("-2"))
     shop.sandbox.charge_elsewhere("T000000000000001")
     shop.sandbox.charge_elsewhere("PG-0123456789ABCDEFGHJKMNPQRS")
-    shop.sql("UPDATE payments SET look_at = now() + interval '1 year'")
+    shop.sql("UPDATE payments SET poll_at = now() + interval '1 year'")
     at_once([worker_of(shop).run_once] * 4)
     assert shop.get(payment["id"])["status"] == "completed"
     assert shop.sql("SELECT kind, subject FROM incidents") == [
@@ -133,7 +123,7 @@ def test_a_list_of_many_pages_is_read_to_its_end(shop: Shop) -> None:
     shop.sandbox.pay(payment["reference"])
     for _ in range(205):
         shop.sandbox.charge_elsewhere()
-    shop.sql("UPDATE payments SET look_at = now() + interval '1 year'")
+    shop.sql("UPDATE payments SET poll_at = now() + interval '1 year'")
     worker_of(shop).run_once()
     assert shop.get(payment["id"])["status"] == "completed"
     assert shop.sandbox.calls("list-transactions") == 3
@@ -178,13 +168,13 @@ def test_a_payment_ends_right_after_an_answer_that_it_is_unpaid(shop: Shop, decl
     payment = shop.created()
     if declined:
         shop.sandbox.decline(payment["reference"])
-    look(shop)
+    poll(shop)
     before = shop.get(payment["id"])
     assert before["status"] == "pending"
     assert before["status_reason"] == ("last try declined: Insufficient Funds" if declined else None)
     assert before["checkout_url"] is not None, "the customer may try again on the same page"
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     after = shop.get(payment["id"])
     assert (after["status"], after["status_reason"]) == (ended, before["status_reason"])
     assert after["checkout_url"] is None
@@ -203,11 +193,11 @@ def test_no_answer_keeps_a_payment_pending_after_its_time(open_shop: Callable[..
     else:
         shop.sandbox.fault("verify", silence)
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "pending"
-    assert seconds_to_the_next_look(shop, payment["id"]) == pytest.approx(30 * MINUTE, abs=5)
+    assert seconds_to_the_next_poll(shop, payment["id"]) == pytest.approx(30 * MINUTE, abs=5)
     shop.sandbox.alter(payment["reference"], status="abandoned")
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "expired"
     check_books(shop.database_url)
 
@@ -216,7 +206,7 @@ def test_an_answer_of_the_other_mode_is_none(shop: Shop) -> None:
     payment = shop.created(customer_email="live-domain@example.com")
     shop.sandbox.pay(payment["reference"])
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "pending"
     assert shop.sql("SELECT * FROM charges") == []
 
@@ -226,7 +216,7 @@ def test_a_reference_that_was_never_opened_and_is_not_found_is_unpaid(shop: Shop
     assert shop.create(key="one").status_code == 503
     (payment,) = check_books(shop.database_url)
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     assert shop.sandbox.calls("verify", payment["reference"]) == 1
     assert shop.get(payment["id"])["status"] == "expired"
 
@@ -237,7 +227,7 @@ def test_a_first_reference_that_existed_and_is_not_found_is_no_answer(shop: Shop
     first = payment["reference"].removesuffix("-2")
     shop.sandbox.fault("verify", "not-found", prefix=first)
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "pending"
 
 
@@ -250,9 +240,9 @@ def test_a_first_reference_that_is_not_found_is_no_answer_when_the_next_was_neve
     assert shop.create(key="one").status_code == 503
     shop.sandbox.fault("verify", "not-found", prefix=payment["reference"])
     end_time(shop.database_url, payment["id"])
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "pending"
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "expired"
 
 
@@ -261,12 +251,12 @@ def test_money_that_comes_while_the_provider_is_asked_is_not_overwritten(shop: S
     payment = shop.created()
     end_time(shop.database_url, payment["id"])
     shop.sandbox.fault("verify", "time-out", seconds=0.5)
-    with meanwhile(lambda: look(shop)) as looked:
+    with meanwhile(lambda: poll(shop)) as looked:
         wait_until(lambda: shop.sandbox.calls("verify") == 1)
         shop.pay(payment["reference"])
         looked()
     assert shop.get(payment["id"])["status"] == "completed"
-    assert seconds_to_the_next_look(shop, payment["id"]) is None
+    assert seconds_to_the_next_poll(shop, payment["id"]) == pytest.approx(DAY, abs=10), "only its chargeback is left"
     check_books(shop.database_url)
 
 
@@ -282,17 +272,17 @@ def test_the_next_look_at_a_pending_payment_is_never_in_the_past_nor_past_its_en
     age_seconds: float, ttl_seconds: float
 ) -> None:
     over_seconds = age_seconds - ttl_seconds
-    wait_seconds = checkout.next_look_seconds(age_seconds, over_seconds, "pending")
+    wait_seconds = worker.next_poll_seconds(age_seconds, over_seconds, "pending")
     assert wait_seconds is not None
-    assert 0 < wait_seconds <= 30 * MINUTE + 1e-6
+    assert 0 < wait_seconds <= (30 * MINUTE if over_seconds < DAY else DAY) + 1e-6
     if over_seconds < 0:
         assert wait_seconds <= -over_seconds or wait_seconds < 1
 
 
 @settings(deadline=None)
 @given(over_seconds=st.floats(0, 366 * DAY), status=st.sampled_from(["failed", "expired"]))
-def test_an_ended_payment_is_looked_at_for_a_year_and_then_no_more(over_seconds: float, status: str) -> None:
-    wait_seconds = checkout.next_look_seconds(TTL + over_seconds, over_seconds, status)
+def test_an_ended_payment_is_polled_for_a_year_and_then_no_more(over_seconds: float, status: str) -> None:
+    wait_seconds = worker.next_poll_seconds(TTL + over_seconds, over_seconds, status)
     if over_seconds >= 365 * DAY:
         assert wait_seconds is None
     else:
@@ -304,7 +294,7 @@ def regular_looks(until_seconds: float) -> list[float]:
     """The ages at which a payment is looked at when nobody asks for more."""
     looks, age_seconds, status = [], 0.0, "pending"
     while age_seconds < until_seconds:
-        wait_seconds = checkout.next_look_seconds(age_seconds, age_seconds - TTL, status)
+        wait_seconds = worker.next_poll_seconds(age_seconds, age_seconds - TTL, status)
         assert wait_seconds is not None
         age_seconds += wait_seconds
         status = "pending" if age_seconds < TTL else "expired"
@@ -331,7 +321,7 @@ def test_a_look_that_somebody_asked_for_moves_no_regular_one(data: st.DataObject
     begin, end = regular[before], regular[before + 1]
     asked = data.draw(st.floats(begin + 0.01, end - 0.01))
     status = "pending" if asked < TTL else "expired"
-    wait_seconds = checkout.next_look_seconds(asked, asked - TTL, status)
+    wait_seconds = worker.next_poll_seconds(asked, asked - TTL, status)
     assert wait_seconds is not None
     assert asked + wait_seconds == pytest.approx(end, abs=0.5)
 
@@ -339,22 +329,22 @@ def test_a_look_that_somebody_asked_for_moves_no_regular_one(data: st.DataObject
 def test_a_reader_makes_the_worker_look_soon_but_at_most_once_in_five_seconds(open_shop: Callable[..., Shop]) -> None:
     shop = open_shop(WORKER_INTERVAL="0.05")
     payment = shop.created()
-    shop.sql("UPDATE payments SET look_at = now() + interval '1 hour'")
+    shop.sql("UPDATE payments SET poll_at = now() + interval '1 hour'")
     shop.sql("INSERT INTO jobs (mode, name, due_at) VALUES ('test', 'none', now())")
     with working(shop):
         time.sleep(0.3)
         assert shop.sandbox.calls("verify") == 0
         for _ in range(20):
             shop.get(payment["id"])
-        wait_until(lambda: shop.sandbox.calls("verify") == 1, 2.5)
+        wait_until(lambda: shop.sandbox.calls("verify") == 1, 15)
         for _ in range(12):
             shop.get(payment["id"])
             time.sleep(0.2)
         assert shop.sandbox.calls("verify") == 1
-        shop.sql("UPDATE payments SET looked_at = looked_at - interval '5 s'")
+        shop.sql("UPDATE payments SET polled_at = polled_at - interval '5 s'")
         shop.sandbox.pay(payment["reference"])
         shop.get(payment["id"])
-        wait_until(lambda: shop.get(payment["id"])["status"] == "completed", 2.5)
+        wait_until(lambda: shop.get(payment["id"])["status"] == "completed", 15)
 
 
 @pytest.mark.parametrize("ended", ["failed", "expired"])
@@ -363,29 +353,29 @@ def test_a_reader_of_an_ended_payment_makes_the_worker_look_too(shop: Shop, ende
     if ended == "failed":
         shop.sandbox.decline(payment["reference"])
     age(shop.database_url, None, 500 * DAY)
-    look(shop)
-    assert seconds_to_the_next_look(shop, payment["id"]) is None
+    poll(shop)
+    assert seconds_to_the_next_poll(shop, payment["id"]) is None
     shop.sandbox.pay(payment["reference"])
-    shop.sql("UPDATE payments SET looked_at = now() - interval '1 day'")
+    shop.sql("UPDATE payments SET polled_at = now() - interval '1 day'")
     assert shop.get(payment["id"])["status"] == ended
-    wait_until(lambda: seconds_to_the_next_look(shop, payment["id"]) is not None, 3)
-    look(shop)
+    wait_until(lambda: shop.sql("SELECT id FROM payments WHERE wanted_at IS NOT NULL"), 15)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "completed"
 
 
 def test_a_reader_makes_the_worker_look_once_the_lease_of_one_that_died_is_over(shop: Shop) -> None:
     payment = shop.created()
-    shop.sql("UPDATE payments SET look_at = now() + interval '1 hour', look_leased_until = now() + interval '1 hour'")
+    shop.sql("UPDATE payments SET poll_at = now() + interval '1 hour', poll_leased_until = now() + interval '1 hour'")
 
     def is_soon() -> bool:
         shop.get(payment["id"])
-        return shop.sql("SELECT look_at <= now() AS is_due FROM payments") == [{"is_due": True}]
+        return shop.sql("SELECT wanted_at IS NOT NULL AS is_due FROM payments") == [{"is_due": True}]
 
     assert not is_soon()
     time.sleep(1.3)  # until the reader has been told of
     assert not is_soon()
-    shop.sql("UPDATE payments SET look_leased_until = now()")
-    wait_until(is_soon, 5)
+    shop.sql("UPDATE payments SET poll_leased_until = now()")
+    wait_until(is_soon, 15)
 
 
 # Nothing twice, nobody waits for another
@@ -397,7 +387,7 @@ def test_two_workers_never_look_at_one_payment_at_once(shop: Shop) -> None:
     age(shop.database_url, None, HOUR)  # so that none is due again before the end
     make_due(shop.database_url)
     shop.sandbox.configure(latency_seconds=0.02)
-    at_once([lambda: look_at_all(shop)] * 6)
+    at_once([lambda: poll_all(shop)] * 6)
     calls = [shop.sandbox.calls("verify", row["reference"]) for row in shop.sql("SELECT reference FROM payments")]
     assert calls == [1] * 24
 
@@ -408,12 +398,12 @@ def test_a_reader_does_not_send_a_second_worker_after_the_first(open_shop: Calla
     payment = shop.created()
     make_due(shop.database_url)
     shop.sandbox.fault("verify", "time-out", seconds=2.5)
-    with meanwhile(worker_of(shop).look) as looked:
+    with meanwhile(worker_of(shop).poll) as looked:
         wait_until(lambda: shop.sandbox.calls("verify") == 1)
-        shop.sql("UPDATE payments SET looked_at = looked_at - interval '6 s'")
+        shop.sql("UPDATE payments SET polled_at = polled_at - interval '6 s'")
         shop.get(payment["id"])
         time.sleep(1.3)  # until the reader has been told of
-        worker_of(shop).look()
+        worker_of(shop).poll()
         assert shop.sandbox.calls("verify") == 1, "two look at one payment at once"
         looked()
 
@@ -425,12 +415,12 @@ def test_no_lease_of_a_look_runs_out_while_the_provider_hangs(open_shop: Callabl
         shop.created()
     make_due(shop.database_url)
     shop.sandbox.fault("verify", "time-out-before", times=None, seconds=0.3)
-    with meanwhile(worker_of(shop).look):
+    with meanwhile(worker_of(shop).poll):
         wait_until(lambda: shop.sandbox.calls("verify") == 1)
         (taken,) = shop.sql(
             """
-            SELECT count(*) AS payments, min(extract(epoch FROM look_at - now()))::float8 AS lease_seconds
-              FROM payments WHERE look_at > now()
+            SELECT count(*) AS payments, min(extract(epoch FROM poll_at - now()))::float8 AS lease_seconds
+              FROM payments WHERE poll_at > now()
             """
         )
         shop.sandbox.clear_faults()
@@ -446,20 +436,22 @@ def test_a_provider_that_asks_for_a_pause_gets_it_and_then_goes_on_with_all(open
     shop.sandbox.fault("verify", "429-retry-after", retry_after=3)
     make_due(shop.database_url)
     with working(shop):
-        wait_until(lambda: shop.sandbox.calls("verify") == 1)
+        wait_until(lambda: shop.sandbox.calls("verify") >= 1)
+        time.sleep(0.5)  # a call that was on its way when the provider asked may still arrive
+        heard = shop.sandbox.calls("verify")
         time.sleep(1.5)
-        assert shop.sandbox.calls("verify") == 1, "one of the lookers did not hear of it"
-        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) >= 2, 5)
+        assert shop.sandbox.calls("verify") == heard <= 2, "one of the lookers did not hear of it"
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) >= 2, 15)
 
 
 def test_a_provider_is_not_flooded_after_an_outage(open_shop: Callable[..., Shop]) -> None:
-    """With everything due at once a process asks ten times a second, oldest first."""
+    """With all due at once a process asks ten times a second: what fell due last first, a fourth oldest first."""
     shop = open_shop(WORKER_INTERVAL="0.05")
     payments = [shop.created() for _ in range(40)]
     shop.sandbox.fault("list-transactions", "empty-list", times=None)
     for number, payment in enumerate(payments):
         shop.sql(
-            "UPDATE payments SET look_at = now() - make_interval(secs => %s) WHERE id = %s", 90 - number, payment["id"]
+            "UPDATE payments SET poll_at = now() - make_interval(secs => %s) WHERE id = %s", 90 - number, payment["id"]
         )
     with working(shop):
         wait_until(lambda: shop.sandbox.calls("verify") >= 5)
@@ -467,8 +459,10 @@ def test_a_provider_is_not_flooded_after_an_outage(open_shop: Callable[..., Shop
         time.sleep(1)
         in_a_second = shop.sandbox.calls("verify") - first
     assert 4 <= in_a_second <= 11
-    looked = shop.sql("SELECT id FROM payments WHERE looked_at IS NOT NULL ORDER BY looked_at")
-    assert {row["id"] for row in looked} == {payment["id"] for payment in payments[: len(looked)]}
+    ids = [payment["id"] for payment in payments]
+    looked = {row["id"] for row in shop.sql("SELECT id FROM payments WHERE polled_at IS NOT NULL")}
+    oldest = len(looked) // 4
+    assert looked == {*ids[:oldest], *ids[oldest - len(looked) :]}
 
 
 def test_a_provider_that_hangs_holds_up_one_look_and_not_all(open_shop: Callable[..., Shop]) -> None:
@@ -480,7 +474,7 @@ def test_a_provider_that_hangs_holds_up_one_look_and_not_all(open_shop: Callable
     shop.sandbox.fault("verify", "time-out-before", times=1, seconds=8)
     make_due(shop.database_url)
     with working(shop):
-        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 3, 5)
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 3, 7)
 
 
 def test_what_is_done_once_does_not_wait_for_a_provider_that_asks_for_quiet(shop: Shop) -> None:
@@ -489,7 +483,7 @@ def test_what_is_done_once_does_not_wait_for_a_provider_that_asks_for_quiet(shop
     make_due(shop.database_url)
     shop.sandbox.fault("verify", "429-retry-after", times=None, retry_after=10)
     _, seconds = seconds_of(worker_of(shop).run_once)
-    assert seconds < 5
+    assert seconds < 9
     assert shop.sandbox.calls("verify") == 1
 
 
@@ -505,7 +499,7 @@ def test_a_worker_touches_payments_of_its_own_mode_only(shop: Shop, database_url
         worker_of(live).run_once()
         assert live_sandbox.calls("verify") == 0
     assert shop.get(payment["id"])["status"] == "pending"
-    look(shop)
+    poll(shop)
     assert shop.get(payment["id"])["status"] == "completed"
 
 
@@ -516,12 +510,12 @@ def test_one_payment_that_cannot_be_stored_holds_up_no_other(open_shop: Callable
     for payment in payments:
         shop.sandbox.pay(payment["reference"])
     refuse_charges(shop, f"NEW.payment_id = '{payments[0]['id']}'")
-    shop.sql("UPDATE payments SET look_at = created_at")
+    shop.sql("UPDATE payments SET poll_at = created_at")
     background = worker_of(shop)
-    rounds = threading.Thread(target=background.repeat, args=(background.look,))
+    rounds = threading.Thread(target=background.repeat, args=(background.poll,))
     rounds.start()
     try:
-        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 2, 4)
+        wait_until(lambda: len(shop.sql("SELECT id FROM payments WHERE status = 'completed'")) == 2, 15)
     finally:
         background.stopping.set()
         rounds.join(5)
@@ -571,7 +565,7 @@ def test_worker_once_does_what_is_due_and_ends(shop: Shop) -> None:
         shop.sandbox.pay(payment["reference"])
     not_due = shop.created()
     make_due(shop.database_url)
-    shop.sql("UPDATE payments SET look_at = now() + interval '1 hour' WHERE id = %s", not_due["id"])
+    shop.sql("UPDATE payments SET poll_at = now() + interval '1 hour' WHERE id = %s", not_due["id"])
     shop.sandbox.fault("list-transactions", "empty-list", times=None)
     process = manage(shop, "worker", "--once")
     try:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import manage
-from sandbox import Sandbox
+from local.sandbox import Sandbox
 from shop import ROOT, Shop, environment, query
 
 
@@ -42,7 +42,8 @@ class Till:
         self.env = {"OPERATOR": "ada", **environment(database_url, sandbox, **env)}
 
     def run(self, *words: str, **env: str) -> Done:
-        """In this process, which is quick."""
+        """In this process, which is quick. Whoever gives money back or erases here is sure: --yes."""
+        words = (*words, "--yes") if words[:1] and words[0] in ("refund", "erase", "resolve") else words
         out, err = io.StringIO(), io.StringIO()
         with changed_environment({**self.env, **env}), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -85,7 +86,7 @@ class Till:
 def changed_environment(env: dict[str, str]) -> Iterator[None]:
     kept = dict(os.environ)
     os.environ.clear()
-    os.environ.update({"PATH": kept["PATH"], **env})
+    os.environ.update({name: kept[name] for name in ("PATH", "TZ") if name in kept} | env)
     try:
         yield
     finally:

@@ -1,68 +1,28 @@
-"""The customer's stories in a real browser, with the real server, worker and provider's sandbox: `make browser`.
-
-Not a part of `make test`, which needs no browser. Every page that a story comes by is checked by axe-core, stays within
-its width, loads nothing from elsewhere and raises no error. `PICTURES=FOLDER make browser` keeps what it looks like; a
-few of these pictures, made smaller with `pngquant 32`, are in docs/.
-"""
+# ruff: noqa: F811  (fixtures are imported by their names)
+"""The customer's stories in a real browser, with the real server, worker and provider's sandbox: `make browser`."""
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from psycopg.conninfo import conninfo_to_dict
 
-import db
-import embedded
 from backstage import end_time, make_due
-from orders import Link
-from sandbox import Sandbox
-from shop import ORDER, SECRET_KEY, Server, free_port, query, wait_until
+from browsing import LOOKS, PHONE, Visitor, chromium, file_name, new_payment, serving  # noqa: F401
+from shop import Server, query, wait_until
+from web.links import Link
 
-# All but the first two keep it from asking hosts of its maker's at every start.
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "device_scale_factor": 2, "has_touch": True}
 TYPED = {"Amount": "1250.50", "Your name": "John Doe", "E-mail": "john@example.com", "Phone": "0801 234 5678"}
-
-expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """All of it, as a merchant runs it who takes six currencies."""
-    settings = {
-        "PORT": str(free_port()),
-        "PAY_FORM": "on",
-        "MERCHANT_NAME": "Example Shop",
-        "CURRENCIES": "NGN,GHS,KES,ZAR,USD,XOF",
-        "WORKER_INTERVAL": "0.5",
-    }
-    with embedded.temporary() as cluster:
-        db.migrate(cluster.url)
-        with (
-            Sandbox(SECRET_KEY, webhook_url=f"http://127.0.0.1:{settings['PORT']}/api/v1/webhooks/paystack") as sandbox,
-            Server(cluster.url, sandbox, tmp_path_factory.mktemp("server"), **settings) as server,
-        ):
-            sandbox.configure(merchant="Example Shop")
-            yield server
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    with serving(tmp_path_factory.mktemp("server"), CURRENCIES="NGN,GHS,KES,ZAR,USD,XOF") as server:
+        yield server
 
 
 @pytest.fixture
@@ -85,49 +45,11 @@ def customer(new_customer: Callable[..., "Customer"]) -> "Customer":
     return new_customer(**PHONE)
 
 
-class Customer:
-    def __init__(self, chromium: Browser, server: Server, **device: Any) -> None:
-        self.server = server
-        self.has_script = device.get("java_script_enabled", True)
-        self.page: Page = chromium.new_context(**device).new_page()
-        self.troubles: list[str] = []
-        self.page.on("console", self.hear)
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.context.on("request", self.check_host)
-
-    def hear(self, message: ConsoleMessage) -> None:
-        """A page that is a 404 or 422 is told of too, which is no trouble."""
-        if message.type in ("error", "warning") and "the server responded with a status" not in message.text:
-            self.troubles.append(message.text)
-
-    def check_host(self, request: Request) -> None:
-        if not request.url.startswith((self.server.url, self.server.sandbox.url)):
-            self.troubles.append(f"asked for {request.url}")
-
-    def open(self, path: str) -> None:
-        self.page.goto(path if path.startswith("http") else self.server.url + path)
-
+class Customer(Visitor):
     def type(self, **others: str) -> None:
         for label, text in {**TYPED, "City or town": "Lagos", **others}.items():
             if self.page.get_by_label(label).count():
                 self.page.get_by_label(label).fill(text)
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name).or_(self.page.get_by_role("link", name=name)).click()
-
-    def sees(self, heading: str, picture: str | None = None) -> None:
-        """Waits for a page with this heading, and checks it."""
-        expect(self.page.get_by_role("heading", level=1)).to_have_text(re.compile(heading.replace(" ", r"\s")))
-        self.check(picture)
-
-    def check(self, picture: str | None = None) -> None:
-        width = self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert width[0] <= width[1], f"{self.page.title()} is wider than the screen"
-        if self.has_script:
-            found = Axe().run(self.page, options=RULES)
-            assert found.violations_count == 0, found.generate_report()
-        if picture and (folder := os.environ.get("PICTURES")):
-            self.page.screenshot(path=Path(folder) / f"{picture}.png")
 
     def sees_checkout(self, picture: str | None = None) -> None:
         self.page.wait_for_url(f"{self.server.sandbox.url}/checkout/*")
@@ -148,10 +70,6 @@ def reference_of(page: Page) -> str:
     return found[0]
 
 
-def file_name(heading: str) -> str:
-    return re.sub("[^a-z]+", "-", heading.lower()).strip("-")
-
-
 def payment(server: Server, reference: str) -> dict[str, Any]:
     [row] = query(server.database_url, "SELECT * FROM payments WHERE reference = %s", reference)
     return row
@@ -160,12 +78,6 @@ def payment(server: Server, reference: str) -> dict[str, Any]:
 def payments(server: Server) -> int:
     [row] = query(server.database_url, "SELECT count(*) AS number FROM payments")
     return int(row["number"])
-
-
-def new_payment(server: Server, **order: Any) -> dict[str, Any]:
-    return dict(
-        server.create(**{**ORDER, "amount": "1250.50", "description": "Two bags of rice", **order}).json["payment"]
-    )
 
 
 def link(server: Server, **members: str) -> str:
@@ -192,6 +104,25 @@ def test_from_the_form_to_the_receipt(customer: Customer) -> None:
     expect(customer.page.get_by_role("button", name="Print or save this receipt")).to_be_visible()
     for nobodys in ("John", "john@example.com", "0801", "Lagos"):
         assert nobodys not in customer.page.content()
+
+
+def test_from_the_form_to_the_receipt_in_french(new_customer: Callable[..., Customer]) -> None:
+    customer = new_customer(**PHONE, locale="fr-SN")
+    customer.open("/pay")
+    customer.sees("Payer Example Shop", "french-form")
+    for label, text in {"Montant": "2500,50", "Votre nom": "John Doe", "Téléphone": "0801 234 5678"}.items():
+        customer.page.get_by_label(label).fill(text)
+    customer.page.get_by_label("Ville").fill("Dakar")
+    customer.page.get_by_label("Adresse e-mail").fill("john@example")
+    customer.press("Continuer vers le paiement")
+    expect(customer.page.get_by_role("alert")).to_contain_text("Veuillez vérifier ce que vous avez saisi")
+    customer.check("french-errors")
+    customer.page.get_by_label("Adresse e-mail").fill("john@example.com")
+    customer.press("Continuer vers le paiement")
+    customer.sees_checkout()
+    customer.press("Pay NGN 2,500.50")
+    customer.sees("^Payé$", "french-receipt")
+    assert re.search(r"\d{1,2} \w+ \d{4} à \d\d:\d\d", customer.page.inner_text("#facts"))
 
 
 def test_from_a_link_to_the_receipt(customer: Customer) -> None:
@@ -365,7 +296,7 @@ def test_a_page_that_could_not_be_shown_comes_by_itself(customer: Customer) -> N
 def test_what_is_wrong_is_read_out_and_leads_to_its_field(customer: Customer) -> None:
     page = customer.page
     customer.open("/pay")
-    customer.type(Amount="1,250")
+    customer.type(Amount="twelve")
     customer.press("Continue to payment")
     expect(page.get_by_role("alert")).to_be_focused()
     customer.check("errors")
@@ -373,7 +304,7 @@ def test_what_is_wrong_is_read_out_and_leads_to_its_field(customer: Customer) ->
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_label("Amount")).to_be_focused()
-    expect(page.get_by_label("Amount")).to_have_accessible_description(re.compile("Amount must be an amount"))
+    expect(page.get_by_label("Amount")).to_have_accessible_description(re.compile("Amount must be clear"))
     page.keyboard.type("1250")
     page.get_by_label("Amount").fill("1250")
     page.keyboard.press("Enter")
@@ -399,7 +330,7 @@ def states(server: Server) -> dict[str, str]:
     """A payment's page in every state, by its heading."""
     database = server.database_url
     made = {heading: new_payment(server) for heading in ("Not paid yet", "The time to pay has ended")}
-    made["Paid"] = new_payment(server, amount="999999999.99", currency="NGN")
+    made["Paid"] = new_payment(server, amount="999999999.99", currency="NGN", metadata={"order": "1001"})
     made["Paid, and partly refunded"] = new_payment(server, currency="XOF", amount="5000")
     made["Refunded"] = new_payment(server, currency="ZAR")
     made["Your money has arrived and is being checked"] = new_payment(server, customer_email="underpaid@example.com")
@@ -416,6 +347,7 @@ def states(server: Server) -> dict[str, str]:
         wait_until(lambda name=reference: payment(server, name)["status"] == "completed")  # type: ignore[misc]
         server.sandbox.dashboard_refund(reference, amount)
         server.sandbox.move_refund(reference, "processed")
+    server.sandbox.dashboard_refund(made["Paid, and partly refunded"]["reference"], 50000)
     make_due(database)
     ends = {"failed", "expired", "partially_refunded", "refunded", "review"}
     ids = [each["id"] for each in made.values()]
@@ -440,25 +372,33 @@ def every_page(server: Server) -> dict[str, str]:
     return {**states(server), **others}
 
 
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": PHONE,
-    "dark": {**PHONE, "color_scheme": "dark"},
-    "narrow": {"viewport": {"width": 320, "height": 640}},
-    "wide": {"viewport": {"width": 1280, "height": 800}},
+FRENCH: dict[str, dict[str, Any]] = {
+    "french": {**PHONE, "locale": "fr-SN"},
+    "french-dark": {**PHONE, "locale": "fr-SN", "color_scheme": "dark"},
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", [*LOOKS, *FRENCH])
 def test_every_page_can_be_read_however_it_is_looked_at(
     new_customer: Callable[..., Customer], every_page: dict[str, str], look: str
 ) -> None:
-    customer = new_customer(**LOOKS[look])
+    customer = new_customer(**{**LOOKS, **FRENCH}[look])
+    is_french = look in FRENCH
     for heading, address in every_page.items():
         customer.open(address)
-        customer.sees(f"^{heading}$", f"{look}-{file_name(heading)}")
+        customer.sees(".+" if is_french else f"^{heading}$", f"{look}-{file_name(heading)}")
+        expect(customer.page.locator("html")).to_have_attribute("lang", "fr" if is_french else "en")
     checkout = new_payment(customer.server)["checkout_url"]
     customer.open(checkout)
     customer.sees_checkout(f"{look}-checkout")
+
+
+def test_a_large_amount_stays_inside_the_checkouts_column(new_customer: Callable[..., Customer]) -> None:
+    customer = new_customer(**LOOKS["narrow"])
+    customer.open(new_payment(customer.server, amount=1250000)["checkout_url"])
+    heading = customer.page.get_by_role("heading", level=1)
+    expect(heading).to_have_text("NGN\N{NO-BREAK SPACE}1,250,000.00")
+    assert heading.evaluate("it => it.scrollWidth <= it.clientWidth")
 
 
 def test_letters_twice_as_large_fit_too(new_customer: Callable[..., Customer], every_page: dict[str, str]) -> None:

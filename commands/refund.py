@@ -1,0 +1,122 @@
+"""give money back: all that is left of a payment, or a part
+
+With an ID it gives back the payment's own charge, at most its price. With a REFERENCE it gives back exactly that
+charge, such as a second one. paygate writes the refund down, then asks Paystack once. If no answer comes, the refund
+counts as made: paygate looks for it, and never asks again by itself. The same amount of the same charge within 24 hours
+is a repetition: it changes nothing, and succeeds. --again makes it a second refund.
+
+examples:
+  python manage.py refund PAY-0123456789ABCDEFGHJKMNPQRS
+  python manage.py refund PAY-0123456789ABCDEFGHJKMNPQRS --amount 10.00 --reason "one item out of stock"
+  python manage.py refund PG-0123456789ABCDEFGHJKMNPQRS-2 --dry-run
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import commands
+import db
+import money
+import refunds
+from commands import Environment, Parser, Refused, complain, print_next, provider
+from web import shapes
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("name", metavar="ID|REFERENCE")
+    parser.add_argument(
+        "--amount", type=commands.amount, metavar="10.00", help="a part, in major units; all that is left unless given"
+    )
+    parser.add_argument("--reason", help="why; kept here, and erased with the customer's data")
+    parser.add_argument("--again", action="store_true", help="a second refund, even of the same amount within 24 hours")
+    commands.add_decision(parser)
+    commands.add_operator(parser)
+    commands.add_json(parser)
+
+
+def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
+    made_by = commands.operator_of(arguments)
+    with provider.open_service(env, url) as service:
+        provider.find(service, url, arguments.name)  # says best that there is no database, or no such payment
+        request = refunds.Request(arguments.name, arguments.amount, made_by, arguments.reason, arguments.again)
+        return give_back(arguments, service, request)
+
+
+def give_back(arguments: argparse.Namespace, service: provider.Service, request: refunds.Request) -> int:
+    """Say what will be given back, ask, do it, and say what came of it."""
+    database, gateway = service.database, service.gateway
+    try:
+        with refusing_what_is_impossible():
+            charge, amount_minor = refunds.plan(database, gateway.mode, request)
+            what = f"{money.readable(amount_minor, charge.currency)} of {charge.reference}"
+            if arguments.dry_run:
+                left = money.readable(charge.left_minor - amount_minor, charge.currency)
+                print(f"would give back {what}; {left} would be left")
+                return 0
+            customer = f"{charge.payment.customer_name} <{charge.payment.customer_email}>"
+            commands.confirm(arguments, f"Give back {what} to {customer}?")
+            with naming_where_to_look(request.target):
+                confirmed = replace(request, amount=money.render(amount_minor, charge.currency))
+                done = refunds.refund(database, gateway, confirmed)
+    except refunds.RefundAsked as asked:
+        return tell_repetition(arguments, asked)
+    return tell_refund(arguments, done)
+
+
+@contextmanager
+def refusing_what_is_impossible() -> Iterator[None]:
+    try:
+        yield
+    except refunds.RefundImpossible as error:
+        raise Refused(str(error)) from None
+
+
+@contextmanager
+def naming_where_to_look(name: str) -> Iterator[None]:
+    """Whoever stops in the middle, or loses the database, is told where the refund can be seen."""
+    try:
+        yield
+    except (KeyboardInterrupt, db.DatabaseUnavailable) as error:
+        line = f"the refund may have been asked for, and is never asked for twice: manage.py show {name}"
+        raise type(error)(line) from error
+
+
+def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -> int:
+    refund = asked.refund
+    at = f"{refund.created_at:%Y-%m-%d %H:%M} UTC by {refund.made_by}"
+    line = f"asked for already: refund {refund.id} of {provider.amount_of(refund)}, {refund.status}, {at}"
+    if arguments.json:
+        print_refund(refund, is_repetition=True)
+    if not asked.is_recent:
+        return complain(line)
+    if not arguments.json:
+        print(line)
+        print_next(f"show {refund.payment_id}")
+    return 0
+
+
+def tell_refund(arguments: argparse.Namespace, refund: refunds.Refund) -> int:
+    if arguments.json:
+        print_refund(refund, is_repetition=False)
+    match refund.status:
+        case "refused":
+            return complain(
+                f"Paystack refused refund {refund.id} of {provider.amount_of(refund)}: {refund.refused_because}"
+            )
+        case "not_made":  # it was given up before it could be sent
+            return complain(f"refund {refund.id} of {provider.amount_of(refund)} was not made; ask for it again")
+        case "unanswered":
+            amount = provider.amount_of(refund)
+            line = f"no answer about refund {refund.id} of {amount}: it counts as made, and is looked for"
+            return complain(f"{line}; manage.py show {refund.payment_id}")
+    if not arguments.json:
+        print(f"refund {refund.id} of {provider.amount_of(refund)} for {refund.charge_reference}: {refund.status}")
+        print_next(f"show {refund.payment_id}")
+    return 0
+
+
+def print_refund(refund: refunds.Refund, *, is_repetition: bool) -> None:
+    print(shapes.refund_json(refund, is_repetition=json.dumps(is_repetition)))
