@@ -13,7 +13,7 @@ An event is stored and applied in one transaction, before the 200. If applying i
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import db
 import money
@@ -253,7 +253,8 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
         },
         prepare=True,
     )
-    db.close_ended(conn, actor, ["never_ended"], payment.id)
+    if payment.expires_at < datetime.now(UTC):  # the incident opens a day later at the earliest
+        db.close_ended(conn, actor, ["never_ended"], payment.id)
     if payment.cancelled_at is not None:
         db.open_incident(conn, payment.mode, "paid_after_cancel", charge.reference, payment.id)
     order = (payment.metadata or {}).get("order")
