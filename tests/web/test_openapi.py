@@ -73,7 +73,7 @@ def test_the_server_keeps_what_the_description_promises(
         done = subprocess.run(
             [
                 *(program, "--config-file", ROOT / "tests/schemathesis.toml", "--no-color"),
-                *("run", f"{server.url}/api/v1/openapi.json", "--checks", "all", "--workers", "2", "--seed", "1"),
+                *("run", f"{server.url}/api/v1/openapi.json", "--checks", "all", "--seed", "1"),
                 *("--warnings", "off"),  # where few of the ids are known, and no one has a token
                 *but,
             ],
