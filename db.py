@@ -469,7 +469,7 @@ def derived_name(prefix: str, secret: bytes, mode: str, key: bytes) -> str:
     """`PAY-…` or `PG-…`: 130 bits as Crockford base32. Equal keys give equal names, so a retry after rows were lost
     meets its old transaction. Each prefix and mode has its own names."""
     digest = hmac.new(secret, b"\0".join([prefix.encode(), mode.encode(), key]), hashlib.sha256).digest()
-    return f"{prefix}-{base64.b32encode(digest).translate(CROCKFORD)[:26].decode()}"
+    return f"{prefix}-{base64.b32encode(digest[:20]).translate(CROCKFORD)[:26].decode()}"
 
 
 def payment_id_of(database: Database, mode: str, key: bytes) -> str:
