@@ -128,6 +128,7 @@ RETRIED = ("25006", "25P03", "25P04", "26000", "42P05")
 elsewhere, which the server lacks or has twice."""
 SILENT = (PoolTimeout, Frozen, psycopg.errors.QueryCanceled)
 """The errors of a database that does not answer in time."""
+IMPATIENT_SECONDS = 1.5
 
 
 class Database:
@@ -154,7 +155,7 @@ class Database:
         self.lock = threading.Lock()
         self.is_silent = False
         """Whether the last call to the database got no answer."""
-        self.probes = threading.BoundedSemaphore(pool_size)
+        self.patient = threading.BoundedSemaphore(pool_size)
         self._secret: bytes | None = None
 
     def __enter__(self) -> Self:
@@ -179,25 +180,27 @@ class Database:
         of the database into time-outs. Instead, the first error on a dead connection drains the pool once, and the work
         runs again on a new connection.
 
-        While the database does not answer, only as many threads as there are connections wait for it. All others are
-        refused at once. Else all threads would soon wait here, and no thread could say that the process lives.
+        While the database does not answer, only as many threads as there are connections wait for it. All others give
+        up after IMPATIENT_SECONDS, and then at once. Else all threads would soon wait here, and no thread could say
+        that the process lives.
         """
-        if not self.is_silent:
-            return self._run(work, within_seconds)
-        if not self.probes.acquire(blocking=False):
-            raise DatabaseUnavailable("silent")
+        is_patient = self.patient.acquire(blocking=False)
         try:
-            return self._run(work, within_seconds)
+            if self.is_silent and not is_patient:
+                raise DatabaseUnavailable("silent")
+            return self._run(work, within_seconds, within_seconds if is_patient else IMPATIENT_SECONDS)
         finally:
-            self.probes.release()
+            if is_patient:
+                self.patient.release()
 
-    def _run(self, work: Callable[[BoundedConnection], T], within_seconds: float) -> T:
+    def _run(self, work: Callable[[BoundedConnection], T], within_seconds: float, patience_seconds: float) -> T:
+        """`patience_seconds`: how long to wait for a connection at most."""
         deadline = time.monotonic() + within_seconds
         for retry in (True, False):
             generation = self.generation
             try:
                 # Not `with pool.connection()`: it would commit once more, and that costs a seventh of a GET.
-                conn = self.pool.getconn(timeout=deadline - time.monotonic())
+                conn = self.pool.getconn(timeout=min(patience_seconds, deadline - time.monotonic()))
                 try:
                     conn.deadline = deadline
                     result = work(conn)

@@ -418,6 +418,20 @@ def test_a_frozen_database_costs_errors_in_bounded_time_and_nothing_after(
     assert len(check_books(own.url)) == 2
 
 
+def test_a_frozen_database_leaves_threads_for_those_who_do_not_need_it(
+    own: embedded.Cluster, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """More ask than there are threads. If each thread waited for 5 s, so would whoever needs no database."""
+    with Server(own.url, sandbox, tmp_path, **ALONE, THREADS="24") as server:
+        path = f"{PAYMENTS}/{server.create().json['payment']['id']}"
+        with frozen(own), meanwhile(lambda: at_once([lambda: server.request("GET", path)] * 110)) as reads:
+            time.sleep(0.5)  # they are there
+            answer, took_seconds = seconds_of(lambda: server.request("GET", "/healthz"))
+            assert {read.status_code for read in reads()} == {503}
+        assert answer.status_code == 200
+        assert took_seconds < 3
+
+
 def test_a_database_that_freezes_before_the_answer_is_stored_gives_out_one_url(
     own: embedded.Cluster, sandbox: Sandbox, open_shop: Callable[..., Shop]
 ) -> None:
