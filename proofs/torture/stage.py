@@ -115,7 +115,7 @@ class Stage:
         self.cluster = embedded.Cluster((self.disk or self.folder) / "postgres")
         stack.callback(self.cluster.stop)
         self.cluster.start()
-        for line in ("max_connections = 60", "max_wal_size = '512MB'", "log_min_messages = 'fatal'"):
+        for line in ("max_wal_size = '512MB'", "log_min_messages = 'fatal'"):
             with psycopg.connect(self.cluster.superuser_url, autocommit=True) as conn:
                 conn.execute(f"ALTER SYSTEM SET {line}".encode())
         self.cluster.restart()
