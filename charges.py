@@ -68,8 +68,9 @@ def _store_and_apply(database: Database, mode: str, event: paystack.Event | None
 def apply_event(conn: BoundedConnection, mode: str, event: paystack.Event) -> str:
     """Apply an event, and return its outcome.
 
-    `applied`: it told of a charge, and the charge is stored. `noted`: it is ours, and at most makes us poll. `foreign`:
-    it belongs to another shop on the account. `other_mode`: a test event for a live key, or the other way round.
+    `applied`: it told of a charge, and the charge is stored. `noted`: it names a reference of our form, and may make us
+    poll or open an incident. `foreign`: it belongs to another shop on the account. `other_mode`: a test event for a
+    live key, or the other way round.
     """
     if event.reference is None or not db.REFERENCE_PATTERN.fullmatch(event.reference):
         return "foreign"
@@ -113,7 +114,7 @@ def store_event(conn: BoundedConnection, mode: str, event: paystack.Event | None
     outcome.
 
     The body of another shop's event is not stored. Once handled, an event's body is not stored if its payment has been
-    erased. The row lock orders this against a concurrent erasure.
+    erased. The payment's lock orders this against an erasure.
     """
     reference = event.reference if event else None
     is_ours = outcome in ("received", "applied", "noted", "other_mode")
@@ -309,9 +310,7 @@ def accept(database: Database, payment: Payment, operator: str, reason: str, cur
                 f"--currency {charge.currency} accepts it"
             )
         if charge.spent_minor:
-            raise refunds.RefundImpossible(
-                f"a refund of {charge.reference} is open or made: it cannot be accepted any more"
-            )
+            raise refunds.RefundImpossible(f"a refund of {charge.reference} is open or made: it cannot be accepted")
         conn.execute(
             """
             UPDATE payments
@@ -333,9 +332,9 @@ def poll_now(conn: BoundedConnection, payment_id: str) -> None:
 
 
 def poll_soon(database: Database, mode: str, noted: Mapping[str, float], waited_for: Iterable[str]) -> dict[str, str]:
-    """Poll unpaid payments soon, before payments that nobody waits for, each at most once in 5 seconds. `noted` maps
-    the payments to the seconds until their turns. Returns the statuses of the payments in `waited_for`. Regular polls
-    stay as they are: they are counted from a payment's age."""
+    """Make unpaid payments due soon, before payments that nobody waits for, each at most once in 5 seconds. `noted`
+    maps the payments to the seconds until their turns. Returns the statuses of the payments in `waited_for`. Regular
+    polls stay as they are: they are counted from a payment's age."""
     rows = database.rows(
         """
         WITH wanted AS (
@@ -380,7 +379,7 @@ def import_refunds(database: Database, gateway: paystack.Gateway, payment: Payme
     finish_poll_of_paid(database, payment, asked_at)
 
 
-def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime) -> None:
+def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime, *, is_answered: bool = True) -> None:
     """Set the time of the next poll: an import while awaited refunds are missing, else the next of VERIFIED_DAYS. A
     refund that the provider first spoke of after `asked_at` may be too young for this list. If the imports end, and the
     refunds of a reversed charge do not add up to it, it is a chargeback: an incident opens."""
@@ -407,6 +406,7 @@ def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime
             if import_seconds is None and row["reversed_at"]:
                 subject, cause = payment.charge_reference or payment.id, str(row["reversed_at"])
                 db.open_incident(conn, payment.mode, "chargeback", subject, payment.id, cause=cause)
+        verify_seconds = next_verify_seconds(row["charge_seconds"], is_answered=is_answered)
         conn.execute(
             """
             UPDATE payments
@@ -415,19 +415,15 @@ def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime
                                                 THEN refunds_awaited_since END
              WHERE id = %(id)s
             """,
-            {
-                "id": payment.id,
-                "import_seconds": import_seconds,
-                "verify_seconds": next_verify_seconds(row["charge_seconds"]),
-            },
+            {"id": payment.id, "import_seconds": import_seconds, "verify_seconds": verify_seconds},
         )
 
     database.transaction(work)
 
 
 def _is_found(conn: BoundedConnection, payment: Payment) -> bool:
-    """Whether our rows have each refund that an event told of, and are at least as far. An event without an id may be
-    about any refund of its amount: then all of these must be as far."""
+    """Whether our rows have each refund that an event told of, with a status at least as late. An event without an id
+    may be about any refund of its amount: then all of these must be as late."""
     told = conn.execute(
         """
         SELECT body FROM provider_events
@@ -454,9 +450,11 @@ def _is_known(conn: BoundedConnection, event: paystack.Event | None) -> bool:
     return bool(row and row["is_known"])
 
 
-def next_verify_seconds(age_seconds: float) -> float | None:
-    """In how many seconds to verify a payment whose charge has this age; None after the last time."""
-    return next((days * DAY - age_seconds for days in VERIFIED_DAYS if days * DAY > age_seconds), None)
+def next_verify_seconds(age_seconds: float, *, is_answered: bool = True) -> float | None:
+    """In how many seconds to verify a payment whose charge has this age; None after the last time. Without an answer a
+    day later at most: the key may be of another account now, which does not know the payment."""
+    seconds = next((days * DAY - age_seconds for days in VERIFIED_DAYS if days * DAY > age_seconds), None)
+    return seconds if is_answered or seconds is None else min(seconds, DAY)
 
 
 def next_import_seconds(awaited_seconds: float) -> float | None:

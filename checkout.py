@@ -10,7 +10,8 @@ A request runs two short transactions, and holds no database connection while it
     settle    while the token is still ours, store the result: the URL, a refusal, or a change that came meanwhile.
 
 If the process dies after reserve, or between Paystack's answer and settle, the lease runs out. The next request with
-the same key takes the lease over, finds the reference in use, and walks on. Nobody ever gets the lost URL.
+the same key takes the lease over, finds the reference in use, and walks on. Nobody ever gets the lost URL. Without such
+a request the worker polls the payment until its time ends.
 A request that stops on an error releases the lease and stores how far the walk came, and a repetition goes on there.
 """
 
@@ -78,7 +79,7 @@ class Order:
     source: str = "api"
 
     def fingerprint(self) -> bytes:
-        """SHA-256 over the fields that are set. An é is the same as one character or as two."""
+        """SHA-256 over the fields that are set. One é, written as one character or as two, gives one hash."""
         present = {name: value for name, value in vars(self).items() if value not in (None, {})}
         composed = json.loads(unicodedata.normalize("NFC", json.dumps(present, ensure_ascii=False)))
         return hashlib.sha256(json.dumps(composed, sort_keys=True).encode()).digest()
@@ -113,7 +114,7 @@ class Settled:
 class Checkout:
     """Where payments are started. `pay_url` is the customer's page, without the id.
 
-    `slots`: so many threads may wait for the provider at once. If the provider hangs, the other threads still serve
+    `slots`: how many threads may wait for the provider at once. If the provider hangs, the other threads still serve
     reads and webhooks.
     """
 
@@ -510,7 +511,7 @@ def cancel(database: Database, payment: Payment, operator: str) -> Payment:
             {"id": payment.id, "operator": operator},
         ).fetchone()
         if row is None:
-            raise NotCancellable(f"money has come for {payment.id}: it can be refunded, and cancelled no more")
+            raise NotCancellable(f"money has come for {payment.id}: it can be refunded, not cancelled")
         return Payment.of(row)
 
     return database.transaction(work)

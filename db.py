@@ -1,6 +1,6 @@
 """How a transaction runs, and the parts that all promises share: payments, ids, incidents, the schema.
 
-Each transaction locks first the key, then the payment, so that no two transactions wait for each other.
+Each transaction locks first the key, then the payment, so that no two transactions deadlock.
 """
 
 import base64
@@ -180,9 +180,9 @@ class Database:
         of the database into time-outs. Instead, the first error on a dead connection drains the pool once, and the work
         runs again on a new connection.
 
-        While the database does not answer, only as many threads as there are connections wait for it. All others give
-        up after IMPATIENT_SECONDS, and then at once. Else all threads would soon wait here, and no thread could say
-        that the process lives.
+        While the database does not answer, only as many threads as there are connections wait for it. The others give
+        up after IMPATIENT_SECONDS; once its silence is known, at once. Else all threads would soon wait here, and none
+        could say that the process lives.
         """
         is_patient = self.patient.acquire(blocking=False)
         try:
@@ -238,7 +238,7 @@ class Database:
         return self.run(lambda conn: only_row(conn, query, values))
 
     def transaction(self, work: Callable[[BoundedConnection], T]) -> T:
-        """Like `run`, in one transaction. Each statement that changes a payment names who does it and why."""
+        """Like `run`, in one transaction. Each change that the trail records names who makes it and why."""
 
         def in_transaction(conn: BoundedConnection) -> T:
             conn.execute("BEGIN")
@@ -469,8 +469,8 @@ def base_of(reference: str | None) -> str | None:
 
 
 def derived_name(prefix: str, secret: bytes, mode: str, key: bytes) -> str:
-    """`PAY-…` or `PG-…`: 130 bits as Crockford base32. Equal keys give equal names, so a retry after rows were lost
-    meets its old transaction. Each prefix and mode has its own names."""
+    """`PAY-…`, `PG-…` or `RF-…`: 130 bits as Crockford base32. Equal keys give equal names, so a retry after rows were
+    lost meets its old transaction. Each prefix and mode has its own names."""
     digest = hmac.new(secret, b"\0".join([prefix.encode(), mode.encode(), key]), hashlib.sha256).digest()
     return f"{prefix}-{base64.b32encode(digest[:20]).translate(CROCKFORD)[:26].decode()}"
 

@@ -11,7 +11,7 @@ the payment's lock, and then sends the row's id as the merchant's note. The life
     processed         `apply_refund`: paid out. Only `failed` can follow, if the bank returns the money
     failed            `apply_refund`: the amount is free. Only `processed` can follow, if Paystack says so later
     not_made          `give_up`: a complete list does not have it, 30 minutes or more after our call ended. The amount
-                      is free. If Paystack lists it within 30 days, `apply_refund` revives it and opens an incident
+                      is free. If a refused or not_made refund is listed later, it is revived: an incident opens
 
 A refund made in Paystack's dashboard is adopted from the list, but not while a refund of ours on that charge is
 unanswered. A refund event makes no row; it makes the payment due for an import. The payment follows the processed
@@ -35,7 +35,7 @@ from db import BoundedConnection, Database, Payment
 logger = logging.getLogger("paygate")
 MINUTE, HOUR, DAY = 60, 3600, 86400
 POLLS_SECONDS = (MINUTE, 2 * MINUTE, 5 * MINUTE, 15 * MINUTE, 31 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, 12 * HOUR)
-"""When an open refund is polled, counted from its creation; then daily for 30 days."""
+"""When an open refund is polled, counted from its creation; then daily until day 30."""
 NOT_MADE_AFTER_SECONDS = 30 * MINUTE
 FREE_AGAIN = ("refused", "failed", "not_made")
 """States of a refund that gave nothing back. In every other state its amount counts as spent."""
@@ -72,23 +72,19 @@ class RefundAsked(Exception):
     """The same refund was asked for before; `is_recent`: within the last 24 hours."""
 
     def __init__(self, refund: Refund, is_recent: bool) -> None:
-        super().__init__(f"refund {refund.id} has given it back already")
+        super().__init__(f"refund {refund.id} was asked for before")
         self.refund, self.is_recent = refund, is_recent
 
 
 @dataclass(frozen=True)
 class RefundableCharge:
-    """A charge, the amount that may be given back, and the amount already spent on refunds."""
+    """A charge, the amount already spent on refunds, and the amount that may still be given back."""
 
     payment: Payment
     reference: str
     currency: str
-    limit_minor: int
     spent_minor: int
-
-    @property
-    def left_minor(self) -> int:
-        return max(0, self.limit_minor - self.spent_minor)
+    left_minor: int
 
 
 @dataclass(frozen=True)
@@ -111,8 +107,8 @@ class RefundDue:
 
 @dataclass(frozen=True)
 class Request:
-    """A refund that an operator asks for. `target`: a payment's id means its own charge, and at most its price; a
-    reference means exactly that charge. `amount`: in major units, such as `10.00`; None means the whole rest."""
+    """A refund that an operator asks for. `target`: a payment's id means its own charge; a reference means that charge.
+    `amount`: in major units, such as `10.00`; None means the whole rest."""
 
     target: str
     amount: str | None
@@ -175,7 +171,7 @@ def begin(database: Database, mode: str, request: Request) -> Refund:
     def work(conn: BoundedConnection) -> Refund:
         charge = lock_refundable(conn, mode, request.target)
         made = conn.execute("SELECT * FROM refunds WHERE id = %(id)s", {"id": refund_id}).fetchone()
-        if made is not None:  # by this key, or by us: the commit's reply was lost, and our lock says that it has ended
+        if made is not None:  # by this key; or by us, if the reply to our COMMIT was lost
             is_of_amount = request.amount_minor(charge.currency) in (None, made["amount_minor"])
             if made["charge_reference"] != charge.reference or not is_of_amount:
                 raise db.KeyReused
@@ -235,10 +231,15 @@ def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundab
     ).fetchone()
     if charge is None:
         raise RefundImpossible(f"no money has come for {target}: the payment is {payment.status}")
-    is_own_and_paid = charge["reference"] == payment.charge_reference and payment.is_paid
+    left_minor = max(0, _limit_minor(payment, charge["reference"], charge["amount_minor"]) - charge["spent_minor"])
+    return RefundableCharge(payment, charge["reference"], charge["currency"], charge["spent_minor"], left_minor)
+
+
+def _limit_minor(payment: Payment, reference: str, charged_minor: int) -> int:
+    """How much of a charge may go back: the whole of it; but of the charge that pays its payment, the price at most."""
+    is_own_and_paid = reference == payment.charge_reference and payment.is_paid
     was_rejected = payment.status_reason is not None and payment.accepted_by is None
-    limit_minor = payment.due_back_minor if is_own_and_paid and not was_rejected else charge["amount_minor"]
-    return RefundableCharge(payment, charge["reference"], charge["currency"], limit_minor, charge["spent_minor"])
+    return payment.due_back_minor if is_own_and_paid and not was_rejected else charged_minor
 
 
 def _refuse_a_repetition(conn: BoundedConnection, charge: RefundableCharge, amount_minor: int, again: bool) -> None:
@@ -263,19 +264,24 @@ def _refuse_a_repetition(conn: BoundedConnection, charge: RefundableCharge, amou
 
 
 def begin_sending(database: Database, refund: Refund) -> bool:
-    """Whether a refund may be sent now: its row is unanswered and much younger than a row that is given up. Under the
-    payment's lock, so that where it is too old nobody sends it at this moment. Raises RefundAsked if somebody has."""
+    """Whether to send a refund now: its row is unanswered, and much younger than a row that is given up. Under the
+    payment's lock, so only one request sends it. Raises RefundAsked if another request has sent it."""
+    ours: datetime | None = None  # the row has it at our second try, if the reply to our first COMMIT was lost
 
     def work(conn: BoundedConnection) -> bool:
+        nonlocal ours
         _lock_payment(conn, refund.payment_id)
         current = Refund.of(db.only_row(conn, "SELECT * FROM refunds WHERE id = %(id)s", vars(refund)))
-        if current.sent_at is not None or current.provider_id is not None:  # by the first request with this key
+        if current.sent_at not in (None, ours) or current.provider_id is not None:
             raise RefundAsked(current, is_recent=True)
         statement = """
-            UPDATE refunds SET sent_at = clock_timestamp()
+            UPDATE refunds SET sent_at = coalesce(sent_at, clock_timestamp())
              WHERE id = %(id)s AND status = 'unanswered' AND created_at > clock_timestamp() - interval '1 min'
+            RETURNING sent_at
             """
-        return conn.execute(statement, vars(refund)).rowcount == 1
+        row = conn.execute(statement, vars(refund)).fetchone()
+        ours = row and row["sent_at"]
+        return row is not None
 
     return database.transaction(work)
 
@@ -363,8 +369,7 @@ def next_poll_seconds(age_seconds: float) -> float | None:
     """In how many seconds to poll an open refund of this age; None after 30 days."""
     if age_seconds >= 30 * DAY:
         return None
-    next_age = next((age for age in POLLS_SECONDS if age > age_seconds), age_seconds + DAY)
-    return next_age - age_seconds
+    return next((age - age_seconds for age in POLLS_SECONDS if age > age_seconds), DAY)
 
 
 def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -> list[RefundDue]:
@@ -487,11 +492,11 @@ def _adopt_refund(
         """
         INSERT INTO refunds (id, charge_reference, payment_id, mode, provider_id, amount_minor, currency, status,
                              origin, made_by)
-        -- With our id in its note it is one whose row was lost: whoever asks again with the key is to find it.
+        -- Our id is in its note: its row was lost. It keeps the id, so that a repetition with the key finds it.
         SELECT CASE WHEN %(note)s ~ '^RF-[0-9A-HJKMNP-TV-Z]{26}$' AND NOT EXISTS (
                   SELECT FROM refunds WHERE id = %(note)s) THEN %(note)s ELSE %(id)s END, %(reference)s, %(payment_id)s,
                %(mode)s, %(provider_id)s, %(amount_minor)s, %(currency)s, 'pending', 'dashboard', 'provider'
-         WHERE %(currency)s = %(charged_currency)s -- or it could not be summed; `reconcile` tells of it
+         WHERE %(currency)s = %(charged_currency)s -- else it cannot be summed; `reconcile` reports it
            AND NOT EXISTS (SELECT FROM refunds WHERE charge_reference = %(reference)s AND status = 'unanswered')
         RETURNING *
         """,
@@ -511,6 +516,7 @@ def _update_refund(conn: BoundedConnection, known: Refund, listed: money.Refund)
         """
         UPDATE refunds
            SET provider_id = %(provider_id)s, amount_minor = %(amount_minor)s, status = %(status)s,
+               refused_because = NULL,
                send_ended_at = CASE WHEN origin = 'paygate' THEN coalesce(send_ended_at, clock_timestamp()) END,
                processed_at = CASE WHEN %(status)s = 'processed' THEN coalesce(processed_at, clock_timestamp())
                                    ELSE processed_at END,
@@ -549,12 +555,12 @@ def _tell_of_refund(conn: BoundedConnection, payment: Payment, before: Refund, r
         {"reference": refund.charge_reference, "free": list(FREE_AGAIN)},
     )
     reference, spent = refund.charge_reference, totals["spent"]
-    ends_by_it = ["second_charge", "mismatch", "paid_after_cancel"]
+    ends_by_it = ["second_charge", "paid_after_cancel", *(["mismatch"] if payment.accepted_by is None else [])]
     if spent > totals["charged"]:
         db.open_incident(conn, refund.mode, "refunded_too_much", reference, refund.payment_id, cause=str(spent))
-    if totals["given_back"] >= totals["charged"]:
+    if totals["given_back"] >= _limit_minor(payment, reference, totals["charged"]):
         db.close_ended(conn, actor, ends_by_it, reference)
-    elif (before.status, refund.status) == ("processed", "failed") and payment.accepted_by is None:
+    elif (before.status, refund.status) == ("processed", "failed"):
         db.reopen_incidents(conn, ends_by_it, reference)
 
 

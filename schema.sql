@@ -65,8 +65,10 @@ CREATE TABLE payments (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL,
     paid_at timestamptz,
-    -- When the personal data were overwritten; later data are stored without them.
+    -- When the personal data were overwritten; bodies of later events are not kept.
     erased_at timestamptz,
+    -- In each digest of the trail, so that nobody can guess a person's data from an old digest. `erase` replaces it.
+    salt uuid NOT NULL DEFAULT gen_random_uuid(),
     -- When the order was given up: its checkout is not given out any more, and money that still comes is an incident.
     cancelled_at timestamptz,
 
@@ -134,7 +136,7 @@ CREATE TABLE charges (
     fees_minor bigint,
     currency text NOT NULL,
     channel text,
-    -- The provider's word; null if it is impossible: before the payment was made, or in the future.
+    -- The provider's word; null if impossible: over a day before the payment was made, or over 10 minutes ahead.
     paid_at timestamptz,
     source text NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -173,7 +175,7 @@ CREATE INDEX refunds_of_a_charge ON refunds (charge_reference);
 CREATE INDEX refunds_of_a_payment ON refunds (payment_id);
 CREATE INDEX refunds_due_for_a_poll ON refunds (mode, poll_at) WHERE poll_at IS NOT NULL;
 
--- Events of the provider's webhook, one row for each different body. `body` is null if the event is not ours.
+-- Events of the provider's webhook, one row for each different body. `body` is null if not ours, pruned or unreadable.
 CREATE TABLE provider_events (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mode text NOT NULL,
@@ -333,7 +335,7 @@ BEGIN
 END
 $$;
 
--- Each statement that changes a payment names who does it, and why, in its WHERE: … AND changed_by('worker', 'charge').
+-- Each change that the trail records names who makes it, and why, in its WHERE: … AND changed_by('worker', 'charge').
 -- The names last until the end of the transaction: pgbouncer keeps no more than a transaction together.
 CREATE FUNCTION changed_by(actor text, why text) RETURNS boolean LANGUAGE sql
     RETURN set_config('paygate.actor', actor, true) || set_config('paygate.why', why, true) IS NOT NULL;
@@ -348,7 +350,7 @@ BEGIN
     event.payment_id := payment.id;
     event.n := coalesce(previous.n, 0) + 1;
     event.at := clock_timestamp();
-    -- What paygate writes beside a payment names who in its own row. A change made in psql is the database user's.
+    -- Rows beside a payment name their author themselves. A change in psql names the database user.
     event.actor := coalesce(nullif(current_setting('paygate.actor', true), ''),
         CASE WHEN current_setting('application_name') = 'paygate' THEN 'paygate' ELSE 'operator:' || session_user END);
     event.why := why;
@@ -381,18 +383,18 @@ $$;
 CREATE TRIGGER a_new_payment_is_audited AFTER INSERT ON payments
     FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 
--- All columns but those about the next poll.
+-- All columns that `proved` keeps and that may change.
 CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
     FOR EACH ROW
     WHEN ((OLD.status, OLD.status_reason, OLD.attempt, OLD.checkout_url, OLD.charge_reference, OLD.charged_minor,
            OLD.charged_currency, OLD.refunded_minor, OLD.accepted_by, OLD.paid_at, OLD.expires_at, OLD.customer_name,
            OLD.customer_email, OLD.customer_phone, OLD.location, OLD.description, OLD.metadata, OLD.return_url,
-           OLD.erased_at, OLD.cancelled_at)
+           OLD.erased_at, OLD.salt, OLD.cancelled_at)
           IS DISTINCT FROM
           (NEW.status, NEW.status_reason, NEW.attempt, NEW.checkout_url, NEW.charge_reference, NEW.charged_minor,
            NEW.charged_currency, NEW.refunded_minor, NEW.accepted_by, NEW.paid_at, NEW.expires_at, NEW.customer_name,
            NEW.customer_email, NEW.customer_phone, NEW.location, NEW.description, NEW.metadata, NEW.return_url,
-           NEW.erased_at, NEW.cancelled_at))
+           NEW.erased_at, NEW.salt, NEW.cancelled_at))
     EXECUTE FUNCTION write_payment_event();
 
 -- Writes a row for a change beside a payment. A payment's first charge needs no row: the payment's own change follows.
@@ -559,7 +561,7 @@ BEGIN
        IS DISTINCT FROM (NEW.id, NEW.charge_reference, NEW.payment_id, NEW.mode, NEW.origin, NEW.created_at)
        OR (OLD.provider_id IS NOT NULL AND (OLD.provider_id, OLD.amount_minor, OLD.currency)
                                             IS DISTINCT FROM (NEW.provider_id, NEW.amount_minor, NEW.currency)) THEN
-        RAISE EXCEPTION 'what refund % is of never changes', OLD.id USING ERRCODE = 'check_violation';
+        RAISE EXCEPTION 'what refund % gives back never changes', OLD.id USING ERRCODE = 'check_violation';
     END IF;
     IF NEW.status = 'unanswered' AND OLD.status <> 'unanswered' THEN
         RAISE EXCEPTION 'refund % has been answered', OLD.id USING ERRCODE = 'check_violation';

@@ -1,8 +1,8 @@
 """erase a customer's personal data, and keep the money facts
 
-Overwrites name, e-mail, phone, location, description, metadata, the bodies of events, and reasons. The audit trail
-stays whole. Refuses a payment that is pending, ended unpaid less than 30 days ago, or has a refund under way. With
---email it erases the customer's other payments all the same, and the status is 1.
+Overwrites name, e-mail, phone, location, description, metadata, return URL, the bodies of events, and reasons. The
+audit trail stays whole. Refuses a payment that is pending, ended unpaid less than 30 days ago, or has a refund or an
+event under way. With --email it still erases the customer's other payments, and exits with 1.
 
 examples:
   python manage.py erase PAY-0123456789ABCDEFGHJKMNPQRS --dry-run
@@ -97,7 +97,7 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -
            SET customer_name = 'erased', customer_email = 'erased', customer_phone = 'erased', location = 'erased',
                description = CASE WHEN description IS NOT NULL THEN 'erased' END, metadata = NULL, return_url = NULL,
                status_reason = CASE WHEN status_reason IS NOT NULL THEN 'erased' END,
-               erased_at = clock_timestamp()
+               erased_at = clock_timestamp(), salt = gen_random_uuid()
          WHERE id = %(id)s AND changed_by(%(operator)s, 'erased')
         """,
         """

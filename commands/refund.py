@@ -101,19 +101,17 @@ def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -
 def tell_refund(arguments: argparse.Namespace, refund: refunds.Refund) -> int:
     if arguments.json:
         print_refund(refund, is_repetition=False)
+    what = f"refund {refund.id} of {provider.amount_of(refund)}"
     match refund.status:
         case "refused":
-            return complain(
-                f"Paystack refused refund {refund.id} of {provider.amount_of(refund)}: {refund.refused_because}"
-            )
+            return complain(f"Paystack refused {what}: {refund.refused_because}")
         case "not_made":  # it was given up before it could be sent
-            return complain(f"refund {refund.id} of {provider.amount_of(refund)} was not made; ask for it again")
+            return complain(f"{what} was not made; ask for it again")
         case "unanswered":
-            amount = provider.amount_of(refund)
-            line = f"no answer about refund {refund.id} of {amount}: it counts as made, and is looked for"
+            line = f"no answer about {what}: it counts as made, and is looked for"
             return complain(f"{line}; manage.py show {refund.payment_id}")
     if not arguments.json:
-        print(f"refund {refund.id} of {provider.amount_of(refund)} for {refund.charge_reference}: {refund.status}")
+        print(f"{what} for {refund.charge_reference}: {refund.status}")
         print_next(f"show {refund.payment_id}")
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import charges
+import refunds
 from backstage import age, end_time, incidents, poll, poll_all, refuse_charges, worker_of
 from db import open_incident
 from invariants import check_books
@@ -194,6 +195,17 @@ def test_pruning_covers_the_other_mode_too(shop: Shop, gone_live: Shop) -> None:
     assert shop.sql("SELECT id FROM notifications") == []
 
 
+def test_a_paid_payment_that_another_account_does_not_know_is_asked_about_daily(shop: Shop) -> None:
+    """As after a change of the key's account. At the usual lease a few hundred of these would use up all polls."""
+    payment = shop.created()
+    shop.pay(payment["reference"])
+    shop.sandbox.fault("verify", "not-found", times=None)
+    poll(shop)
+    assert seconds_to_the_next_poll(shop, payment["id"]) == pytest.approx(DAY, abs=30)
+    assert charges.next_verify_seconds(8 * DAY, is_answered=False) == DAY
+    assert charges.next_verify_seconds(151 * DAY, is_answered=False) is None
+
+
 # A lost reply
 
 
@@ -246,6 +258,20 @@ def test_a_payment_is_erased_though_the_reply_to_its_commit_was_lost(shop: Shop,
     assert f"{payment['id']}: erased\n" in cut_till.did("erase", payment["id"], "--yes")
     moment.wait()
     assert "has been erased before" in cut_till.did("erase", payment["id"], "--yes")
+
+
+def test_a_refund_is_sent_though_the_reply_to_the_commit_that_claims_it_was_lost(
+    open_shop: Callable[..., Shop], relay: Relay
+) -> None:
+    shop = open_shop(DATABASE_URL=relay.url)
+    payment = shop.created()
+    shop.pay(payment["reference"])
+    request = refunds.Request(payment["id"], None, "operator:ada")
+    begun = refunds.begin(shop.app.database, shop.app.gateway.mode, request)
+    moment = lost(relay, b"COMMIT\0")
+    assert refunds.send(shop.app.database, shop.app.gateway, begun).status == "pending"
+    moment.wait()
+    assert shop.sandbox.calls("refund") == 1
 
 
 def test_the_first_daily_list_of_a_backup_reads_as_far_back_as_the_backup_is_old(shop: Shop) -> None:

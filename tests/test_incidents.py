@@ -58,6 +58,32 @@ def test_a_second_charge_waits_again_once_its_refund_fails_after_all(shop: Shop,
         assert sorted(incidents(shop)) == ["refund_failed", "second_charge"]
 
 
+def test_a_second_charge_waits_again_though_the_first_was_accepted(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    payment = paid(shop, customer_email="underpaid@example.com")
+    till.did("resolve", payment["id"], "accept", "--reason", "enough")
+    second = f"{payment['reference']}-2"
+    sandbox.charge_elsewhere(second)
+    shop.deliver(second)
+    till.did("refund", second)
+    settle(shop, sandbox, second)
+    assert incidents(shop) == []
+    settle(shop, sandbox, second, "failed")
+    assert sorted(incidents(shop)) == ["refund_failed", "second_charge"]
+
+
+def test_a_refund_that_was_made_though_it_seemed_refused_names_no_refusal(shop: Shop, sandbox: Sandbox) -> None:
+    payment = paid(shop)
+    request = refunds.Request(payment["id"], "20", "operator:ada")
+    begun = refunds.begin(shop.app.database, shop.app.gateway.mode, request)
+    refunds.end_sending(shop.app.database, begun, refused_because="Insufficient balance")
+    sandbox.dashboard_refund(payment["reference"], 2000)
+    sandbox.ledger.refund_named(payment["reference"]).merchant_note = begun.id
+    settle(shop, sandbox, payment["reference"])
+    assert incidents(shop) == ["refund_revived"]
+    (refund,) = shop.sql("SELECT id, status, refused_because FROM refunds")
+    assert refund == {"id": begun.id, "status": "processed", "refused_because": None}
+
+
 def test_a_rejected_review_waits_again_once_its_refund_fails_after_all(
     shop: Shop, sandbox: Sandbox, till: Till
 ) -> None:

@@ -448,7 +448,7 @@ def test_each_change_but_of_when_to_look_leaves_a_row(shop: Shop, psql: Psql) ->
     of_unopened = {
         **{"status": "'failed'", "status_reason": "'x'", "attempt": "2", "checkout_url": "'x'", "expires_at": "now()"},
         **dict.fromkeys(("customer_name", "customer_email", "customer_phone", "location", "description"), "'x'"),
-        **{"metadata": "'{}'", "return_url": "'x'", "erased_at": "now()"},
+        **{"metadata": "'{}'", "return_url": "'x'", "erased_at": "now()", "salt": "gen_random_uuid()"},
     }
     for status, changes in (("completed", of_paid), ("pending", of_unopened)):
         (payment,) = psql.execute("SELECT id FROM payments WHERE status = %s", [status]).fetchall()

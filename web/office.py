@@ -275,7 +275,7 @@ class Links(Resource):
             fields.refuse("qr", "must be true or false")
         fields.check()
         if link.order and links.is_withdrawn(database, settings.mode, link.order):
-            raise Problem("not_possible", f"The links of order {link.order} were withdrawn: give it another number.")
+            raise Problem("not_possible", f"The links of order {link.order} were withdrawn; give it another number.")
         url = link.address(settings, database.secret())
         members = {
             "url": shapes.as_json(url),
@@ -311,7 +311,7 @@ class Withdraw(Resource):
         fields.check()
         database, cancelled = self.office.database, []
         for payment in links.withdraw(database, self.office.settings.mode, order, operator):
-            with suppress(checkout.NotCancellable):  # paid meanwhile: no other one of them may stay open for that
+            with suppress(checkout.NotCancellable):  # paid meanwhile; the others are still cancelled
                 cancelled.append(checkout.cancel(database, payment, operator))
         payments = array(map(payment_json, cancelled))
         answer(resp, "The links are withdrawn.", order=shapes.as_json(order), payments=payments)

@@ -54,7 +54,7 @@ BRANCHES = (
     "payment % follows its own charge only",
     "payment % has been erased",
     "payment % has no charge that pays it",
-    "what refund % is of never changes",
+    "what refund % gives back never changes",
     "refund % has been answered",
 )
 HASHED = (
@@ -75,7 +75,7 @@ HASHED = (
 )
 AUDITED = """
     status status_reason attempt checkout_url refunded_minor accepted_by paid_at expires_at customer_name
-    customer_email customer_phone location description metadata return_url erased_at
+    customer_email customer_phone location description metadata return_url erased_at salt
 """.split()
 # AUDITED: the columns that may change alone; a charge comes with a new status and stays.
 CHANGES = (

@@ -3,7 +3,9 @@
 
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 import refunds
 from backstage import poll, refuse_charges, second_of_two, worker_of
@@ -64,6 +66,35 @@ def test_after_erase_no_table_holds_the_person(shop: Shop, till: Till, person: d
     assert (told["amount"], told["status"], told["refunded_amount"]) == (50, "refunded", 40)
     assert "the personal data were erased" in till.did("show", person["id"])
     assert "erased before" in till.did("erase", person["id"])
+
+
+def test_nobody_can_try_out_on_an_old_digest_who_it_was(shop: Shop, till: Till) -> None:
+    """All else is known: the whole row as it was, and what is in it since."""
+    payment = shop.created(**PERSON)
+    guess = "SELECT to_jsonb(p) AS payment, encode(k.fingerprint, 'hex') AS print FROM payments p, idempotency_keys k"
+    (known,) = till.sql(guess)
+    with psycopg.connect(shop.database_url) as conn:
+        assert digest_of(conn, known) in digests(conn)
+    shop.pay(payment["reference"])
+    till.did("erase", payment["id"])
+    (left,) = till.sql(guess)
+    known["payment"] |= {"salt": left["payment"]["salt"]}
+    with psycopg.connect(shop.database_url) as conn:
+        conn.execute("UPDATE idempotency_keys SET fingerprint = decode(%s, 'hex')", (known["print"],))
+        assert digest_of(conn, known) not in digests(conn)
+        conn.rollback()
+
+
+def digest_of(conn: psycopg.Connection[Any], known: dict[str, Any]) -> bytes:
+    """The digest of a payment's row as it is guessed."""
+    query = "SELECT payment_digest(jsonb_populate_record(NULL::payments, %s))"
+    row = conn.execute(query, (Jsonb(known["payment"]),)).fetchone()
+    assert row is not None
+    return bytes(row[0])
+
+
+def digests(conn: psycopg.Connection[Any]) -> list[bytes]:
+    return [bytes(digest) for (digest,) in conn.execute("SELECT digest FROM payment_events")]
 
 
 def test_a_retry_after_erase_reveals_and_changes_nothing(shop: Shop, till: Till) -> None:

@@ -144,7 +144,7 @@ PAYMENT = {
     "customer_phone": "'1'", "location": "'Kano'", "description": "'x'", "metadata": """'{{"order": "2"}}'""",
     "return_url": "'https://example.com'", "source": "'form'", "created_at": "created_at - interval '31 days'",
     "expires_at": "expires_at + interval '31 days'", "paid_at": "paid_at - interval '31 days'", "erased_at": "now()",
-    "cancelled_at": "now()",
+    "cancelled_at": "now()", "salt": "gen_random_uuid()",
 }  # fmt: skip
 CHARGE = {
     "reference": "reference || '-3'", "payment_id": "{other}", "mode": "'live'", "provider_id": "1",

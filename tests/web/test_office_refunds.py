@@ -217,10 +217,14 @@ def test_a_second_charge_is_given_back_by_its_reference(office: Office, sandbox:
     assert answer.json["errors"] == {"reference": ["must be a reference of this payment"]}
 
 
-def test_money_that_came_after_a_cancel_is_seen_to_once_it_has_gone_back(office: Office, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("paid_minor", [5000, 5075], ids=["the price", "the fees too"])
+def test_money_that_came_after_a_cancel_is_seen_to_once_it_has_gone_back(
+    office: Office, sandbox: Sandbox, paid_minor: int
+) -> None:
     payment = office.shop.created()
     office.did(f"/payments/{payment['id']}/cancel")
-    office.shop.pay(payment["reference"])
+    office.shop.pay(payment["reference"], amount=paid_minor)
+    assert office.shop.get(payment["id"])["status"] == "completed"
     assert incidents(office.shop) == ["paid_after_cancel"]
     office.give_back(payment, "one")
     settle(office.shop, sandbox, payment["reference"])
