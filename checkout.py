@@ -37,14 +37,6 @@ from db import BoundedConnection, Database, DatabaseUnavailable, Payment
 SHORTEST_CALL_SECONDS = 1
 
 
-class Unanswered(Exception):
-    """The provider gave no answer that can be settled. The lease is released, so the same key can go on at once."""
-
-    def __init__(self, retry_after_seconds: float = 1) -> None:
-        super().__init__(retry_after_seconds)
-        self.retry_after_seconds = retry_after_seconds
-
-
 class UsedUp(Exception):
     """All nine references of a payment were tried; a person must look."""
 
@@ -275,7 +267,8 @@ def _take_over(conn: BoundedConnection, values: dict[str, Any]) -> bool:
 def open_checkout(checkout: Checkout, reservation: Reservation) -> Settled:
     """Open the checkout of a reserved payment, or go on from where an earlier request stopped, and settle.
 
-    Raises Unanswered, UsedUp, paystack.Misconfigured (each with the lease released), InFlight, DatabaseUnavailable.
+    Raises paystack.Unavailable, UsedUp, paystack.Misconfigured (each with the lease released, so the same key can go on
+    at once), InFlight, DatabaseUnavailable.
     """
     walk = Walk(checkout, reservation)
     try:
@@ -286,14 +279,13 @@ def open_checkout(checkout: Checkout, reservation: Reservation) -> Settled:
             of, kind = reservation.payment, "references_used_up"
             checkout.database.transaction(lambda conn: db.open_incident(conn, of.mode, kind, of.id, of.id))
         raise
-    match outcome:
-        case paystack.Opened(checkout_url):
-            return settle(checkout.database, reservation, checkout_url=checkout_url, attempt=walk.attempt)
-        case paystack.Refused():
-            return settle(checkout.database, reservation, refused=outcome)
-        case money.Charge():
-            charges.record_charge(checkout.database, outcome, reservation.payment.source)
-    return settle(checkout.database, reservation)
+    if isinstance(outcome, money.Charge):
+        charges.record_charge(checkout.database, outcome, reservation.payment.source)
+    return settle(checkout.database, reservation, outcome, walk.attempt)
+
+
+Outcome = paystack.Opened | paystack.Refused | money.Charge | None
+"""What a walk comes to; None if the payment needs no checkout any more."""
 
 
 class Walk:
@@ -307,11 +299,10 @@ class Walk:
         self.reference_exists = reservation.reference_exists
         self.deadline = reservation.taken_at + checkout.budget_seconds()
 
-    def to_an_outcome(self) -> paystack.Opened | paystack.Refused | money.Charge | None:
-        """The outcome to settle; None if the payment needs no checkout any more."""
+    def to_an_outcome(self) -> Outcome:
         if self.payment.status != "pending" or self.is_over:
             return None
-        while self.attempt <= db.LAST_ATTEMPT:
+        while True:
             outcome = self._verify() if self.reference_exists else self._initialize()
             match outcome:
                 case paystack.Opened() | paystack.Refused() | money.Charge():
@@ -319,19 +310,15 @@ class Walk:
                 case paystack.Duplicate():
                     self.reference_exists = True
                 case paystack.Unpaid():
-                    self._next_reference()
+                    if self.attempt == db.LAST_ATTEMPT:
+                        raise UsedUp
+                    self.attempt += 1
+                    self.reference_exists = False
                 case paystack.NotFound():
                     self.reference_exists = False
-                    raise Unanswered
+                    raise paystack.Unavailable("not found")
                 case paystack.UnderWay():
-                    raise Unanswered
-        raise UsedUp
-
-    def _next_reference(self) -> None:
-        if self.attempt == db.LAST_ATTEMPT:
-            raise UsedUp
-        self.attempt += 1
-        self.reference_exists = False
+                    raise paystack.Unavailable("under way")
 
     def _initialize(self) -> paystack.Opened | paystack.Duplicate | paystack.Refused:
         """Without an answer, try once more with the same reference, unless the provider asks us to wait."""
@@ -339,38 +326,26 @@ class Walk:
             return self._initialize_once()
         except paystack.Unavailable as unknown:
             if unknown.asked_to_wait or self._left_seconds() < SHORTEST_CALL_SECONDS:
-                raise Unanswered(unknown.retry_after_seconds or 1) from unknown
-        try:
-            return self._initialize_once()
-        except paystack.Unavailable as unknown:
-            raise Unanswered(unknown.retry_after_seconds or 1) from unknown
+                raise
+        return self._initialize_once()
 
     def _initialize_once(self) -> paystack.Opened | paystack.Duplicate | paystack.Refused:
-        return self.checkout.gateway.initialize(
-            reference=db.reference_of_attempt(self.payment.reference, self.attempt),
-            email=self.payment.customer_email,
-            amount_minor=self.payment.amount_minor,
-            currency=self.payment.currency,
-            callback_url=self.checkout.pay_url + self.payment.id,
-            metadata={"payment": self.payment.id, "cancel_action": self.checkout.pay_url + self.payment.id},
-            within_seconds=self._call_seconds(),
-        )
+        reference = db.reference_of_attempt(self.payment.reference, self.attempt)
+        page_url = self.checkout.pay_url + self.payment.id
+        return self.checkout.gateway.initialize(self.payment, reference, page_url, self._call_seconds())
 
     def _verify(self) -> money.Charge | paystack.Unpaid | paystack.UnderWay | paystack.NotFound:
         reference = db.reference_of_attempt(self.payment.reference, self.attempt)
-        try:
-            return self.checkout.gateway.verify(reference, self._call_seconds())
-        except paystack.Unavailable as unknown:
-            raise Unanswered(unknown.retry_after_seconds or 1) from unknown
+        return self.checkout.gateway.verify(reference, self._call_seconds())
 
     def _left_seconds(self) -> float:
         return self.deadline - time.monotonic()
 
     def _call_seconds(self) -> float:
-        """How long the next call may take. Raises Unanswered if too little time is left for a call."""
+        """How long the next call may take. Raises paystack.Unavailable if too little time is left."""
         left = self._left_seconds()
         if left < SHORTEST_CALL_SECONDS:
-            raise Unanswered
+            raise paystack.Unavailable("no time left")
         return min(self.checkout.gateway.timeout_seconds, left)
 
 
@@ -393,50 +368,38 @@ def release_lease(database: Database, reservation: Reservation, *, attempt: int,
     )
 
 
-def settle(
-    database: Database,
-    reservation: Reservation,
-    *,
-    checkout_url: str | None = None,
-    attempt: int = 1,
-    refused: paystack.Refused | None = None,
-) -> Settled:
-    """Under the payment's lock, store the walk's result and the answer to the key.
+def settle(database: Database, reservation: Reservation, outcome: Outcome, attempt: int = 1) -> Settled:
+    """Under the payment's lock, store the walk's outcome, at this attempt, and the answer to the key.
 
-    A pending payment gets `checkout_url`, or fails because it was `refused`. A payment that was paid or ended meanwhile
-    stays as it is. If the key has its answer already, `checkout_url` is forgotten. Raises InFlight if another request
-    has taken the lease over, DatabaseUnavailable.
+    A pending payment gets its checkout URL, or fails because it was refused. A payment that was paid or ended meanwhile
+    stays as it is. If the key has its answer already, the URL is forgotten. Raises InFlight if another request has
+    taken the lease over, DatabaseUnavailable.
     """
 
     def work(conn: BoundedConnection) -> Settled:
-        row = _lock_key_and_payment(conn, reservation)
+        row = conn.execute(LOCK_KEY_AND_PAYMENT, _lease(reservation), prepare=True).fetchone()
+        if row is None:
+            raise DatabaseUnavailable("the key was lost while its checkout was opened")
         payment = Payment.of(row)
         if row["answer"] is not None:
             return Settled(payment, row["answer"])
         if row["token"] != reservation.token:
             raise InFlight(1)
         if payment.status == "pending" and payment.checkout_url is None:
-            if checkout_url is not None:
-                payment = _store_url(conn, payment, checkout_url, attempt)
-            elif refused is not None:
-                payment = _store_refusal(conn, payment, refused.reason)
-        if refused is not None and payment.status == "failed":
-            answer = refused.field
+            match outcome:
+                case paystack.Opened(checkout_url=url):
+                    payment = _store_url(conn, payment, url, attempt)
+                case paystack.Refused(reason=reason):
+                    payment = _store_refusal(conn, payment, reason)
+        if isinstance(outcome, paystack.Refused) and payment.status == "failed":
+            answer = outcome.field
         else:
             is_answered = payment.checkout_url is not None or payment.status not in db.UNPAID
             answer = "payment" if is_answered else "payment_expired"
-        _store_answer(conn, reservation, answer, is_opened=checkout_url is not None)
+        _store_answer(conn, reservation, answer, is_opened=isinstance(outcome, paystack.Opened))
         return Settled(payment, answer)
 
     return database.transaction(work)
-
-
-def _lock_key_and_payment(conn: BoundedConnection, reservation: Reservation) -> dict[str, Any]:
-    cursor = conn.execute(LOCK_KEY_AND_PAYMENT, _lease(reservation), prepare=True)
-    row: dict[str, Any] | None = cursor.fetchone()
-    if row is None:
-        raise DatabaseUnavailable("the key was lost while its checkout was opened")
-    return row
 
 
 LOCK_KEY_AND_PAYMENT = f"""

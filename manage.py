@@ -21,11 +21,11 @@ for success, 1 if paygate refused it or found something wrong, 2 for wrong usage
 python manage.py COMMAND --help
 """
 
-import argparse
 import difflib
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import signal
 import sys
@@ -53,12 +53,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = commands.Parser(
-        prog="manage.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.Parser(prog="manage.py", description=__doc__)
     parser.add_argument("--version", action="version", version=f"paygate {settings.VERSION}")
     to = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
     refuse_unknown(words[:1])
@@ -76,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] in LOCAL:
             return int(arguments.run(arguments))
-        with commands.without_log(), database() as (env, url):
+        # What a command has to say it prints: only `worker` logs, and sets this up anew.
+        logging.getLogger().addHandler(logging.NullHandler())
+        with database() as (env, url):
             commands.place(arguments, settings.zone(env))
             status = int(arguments.run(arguments, env, url))
         sys.stdout.flush()
@@ -108,13 +105,7 @@ def add_command(to: Any, name: str) -> None:
     """Import the one command that was called: a list does not wait for what a refund needs."""
     module = importlib.import_module(f"{'local' if name in LOCAL else 'commands'}.{name}")
     page = (module.__doc__ or "").strip()
-    parser = to.add_parser(
-        name,
-        help=page.partition("\n")[0],
-        description=page,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = to.add_parser(name, help=page.partition("\n")[0], description=page)
     parser.set_defaults(run=module.run)
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)

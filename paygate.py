@@ -310,9 +310,9 @@ def problem_of(error: Exception) -> Problem:
             return Problem("database_unavailable", retry_after_seconds=2)
         case checkout.Busy():
             return Problem("busy", retry_after_seconds=1)
-        case checkout.Unanswered(retry_after_seconds=seconds):
-            logger.warning("provider_unavailable", extra={"outcome": str(error.__cause__ or "no time left")})
-            return Problem("provider_unavailable", retry_after_seconds=seconds)
+        case paystack.Unavailable(retry_after_seconds=seconds):
+            logger.warning("provider_unavailable", extra={"outcome": str(error)})
+            return Problem("provider_unavailable", retry_after_seconds=seconds or 1)
         case checkout.UsedUp():
             return Problem("references_used_up", retry_after_seconds=600)
         case paystack.Misconfigured():

@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import calls
+from db import Payment
 from money import Charge, Refund
 from settings import PAYSTACK_URL, origin
 
@@ -39,7 +40,6 @@ class Unavailable(Exception):
 
     def __init__(self, outcome: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(outcome)
-        self.outcome = outcome
         self.retry_after_seconds = retry_after_seconds
 
     @property
@@ -175,33 +175,22 @@ class Gateway:
         return paced
 
     def initialize(
-        self,
-        *,
-        reference: str,
-        email: str,
-        amount_minor: int,
-        currency: str,
-        callback_url: str,
-        metadata: dict[str, str],
-        within_seconds: float,
+        self, payment: Payment, reference: str, page_url: str, within_seconds: float
     ) -> Opened | Duplicate | Refused:
-        """Open a transaction under `reference`. Raises Unavailable and Misconfigured.
+        """Open a transaction of a payment under `reference`; the customer comes back to `page_url`. Raises Unavailable
+        and Misconfigured.
 
         https://paystack.com/docs/api/transaction/#initialize
         """
-        response, answer = self._call(
-            "POST",
-            "/transaction/initialize",
-            within_seconds,
-            {
-                "reference": reference,
-                "email": email,
-                "amount": amount_minor,
-                "currency": currency,
-                "callback_url": callback_url,
-                "metadata": metadata,
-            },
-        )
+        body = {
+            "reference": reference,
+            "email": payment.customer_email,
+            "amount": payment.amount_minor,
+            "currency": payment.currency,
+            "callback_url": page_url,
+            "metadata": {"payment": payment.id, "cancel_action": page_url},
+        }
+        response, answer = self._call("POST", "/transaction/initialize", within_seconds, body)
         if response.status == 200:
             data = _data(answer)
             url = data.get("authorization_url")
@@ -384,13 +373,7 @@ def read_event(body: bytes, mode: str) -> Event | None:
     name = content.get("event") if isinstance(content, dict) else None
     if not isinstance(name, str) or not name.isprintable() or len(name) > 100 or not isinstance(data, dict):
         return None
-    transaction = data.get("transaction")
-    references = (
-        data.get("reference"),
-        data.get("transaction_reference"),
-        transaction.get("reference") if isinstance(transaction, dict) else None,
-    )
-    reference = next((each for each in map(_name, references) if each is not None), None)
+    reference = _name(data.get("reference")) or _charge_of(data)[0]
     domain = data.get("domain")
     charge = None
     if name == "charge.success":

@@ -121,7 +121,6 @@ def _dotenv(path: Path) -> dict[str, str]:
     """The values in `path`. Nothing is expanded: a $ is a $. Raises Invalid for a line that is no setting."""
     logger, strict = logging.getLogger("dotenv"), _Strict()
     logger.addHandler(strict)
-    logger.setLevel(logging.WARNING)  # commands silence the loggers above it
     try:
         values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -6,7 +6,6 @@ be the embedded one's. It returns the exit status. Output for a program goes to 
 
 import argparse
 import getpass
-import logging
 import os
 import re
 import shlex
@@ -30,7 +29,10 @@ Environment = dict[str, str]
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line and status 2."""
+    """Wrong usage is one line and status 2. The help is the docstring as it is written."""
+
+    def __init__(self, **kinds: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kinds)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -165,20 +167,6 @@ def confirm(arguments: argparse.Namespace, question: str) -> None:
 def watch(rows: Iterator[Any], total: int | None = None, unit: str = " rows") -> Iterator[Any]:
     """Rows handed on, with a bar on stderr where that is a terminal, once it takes more than a second."""
     return iter(tqdm(rows, total=total, unit=unit, disable=None, delay=1, leave=False))
-
-
-@contextmanager
-def without_log() -> Iterator[None]:
-    """What a command has to say it prints; the log of the same is for the service."""
-    loggers = logging.getLogger(), logging.getLogger("paygate")
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
 
 
 def print_next(words: str) -> None:

@@ -185,13 +185,7 @@ def audit_row_hash(previous_hash: bytes, event: commands.Row) -> bytes:
         event["actor"],
         event["why"],
         event["from_status"] or "",
-        event["to_status"],
-        event["amount_minor"],
-        event["currency"],
-        event["mode"],
-        event["reference"],
-        event["charged_minor"],
-        event["refunded_minor"],
+        *(event[name] for name in TRAILED),
         event["digest"].hex(),
     )
     return hashlib.sha256("\n".join(map(str, lines)).encode()).digest()

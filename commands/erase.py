@@ -85,12 +85,8 @@ def _refuse_to_erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> Non
 
 
 def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -> None:
-    values = {
-        "id": payment["id"],
-        "operator": operator,
-        "references": db.references_of(payment["reference"]),
-        "fingerprint": secrets.token_bytes(32),
-    }
+    references = db.references_of(payment["reference"])
+    values = {**payment, "operator": operator, "references": references, "fingerprint": secrets.token_bytes(32)}
     for statement in (
         """
         UPDATE payments

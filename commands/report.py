@@ -19,7 +19,6 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import commands
-import db
 import money
 import settings
 from commands import Parser, Refused
@@ -39,7 +38,8 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
         raise Refused(f"--since ({since:%Y-%m-%d}) is not before --until ({until:%Y-%m-%d})")
     mode = settings.mode_of(env)
     with commands.reading(url) as conn:
-        rows = report_rows(conn, mode, since, until)
+        values = {"mode": mode, "since": since, "until": until, "zone": str(since.tzinfo)}
+        rows = commands.stream(conn, books.REPORT, values)
         if arguments.format == "html":
             print(report_page(rows, mode, since, until, now))
         elif arguments.format == "csv":
@@ -77,8 +77,6 @@ def print_report(rows: Iterable[dict[str, Any]], period: str) -> None:
 
 
 MOST_LOCATIONS = 12
-
-CHART_WIDTH, CHART_HEIGHT, TOP = 720, 165, 15
 
 
 def report_page(rows: Iterable[commands.Row], mode: str, since: datetime, until: datetime, made_at: datetime) -> str:
@@ -120,41 +118,12 @@ def _section(currency: str, rows: list[commands.Row], first: date, last: date) -
 
 
 def _chart(days: list[commands.Row], first: date, last: date) -> dict[str, Any]:
-    """A bar a day of what came (gross); days without money are gaps."""
+    """A bar a day of what came (gross), with the number of its day; days without money are gaps."""
     count = (last - first).days + 1
-    highest = max([row["gross"] for row in days] + [1])
-    step = CHART_WIDTH / count
-    bars = []
-    for row in days:
-        height = row["gross"] * (CHART_HEIGHT - TOP) / highest
-        places = {
-            "x": step * ((date.fromisoformat(row["key"]) - first).days + 0.1),
-            "y": CHART_HEIGHT - height,
-            "width": step * 0.8,
-            "height": height,
-        }
-        bars.append({"day": row["key"], "gross": row["gross"], **{name: f"{at:.1f}" for name, at in places.items()}})
-    labels = [
-        {"x": f"{step * (n + 0.5):.1f}", "text": f"{first + timedelta(days=n):{'%d' if count <= 31 else '%d %b'}}"}
-        for n in range(0, count, -(-count // 16))
-    ]
+    written = "%d" if count <= 31 else "%d %b"
     return {
-        "width": CHART_WIDTH,
-        "height": CHART_HEIGHT,
-        "top": TOP,
-        "highest": highest,
-        "bars": bars,
-        "labels": labels,
+        "count": count,
+        "highest": max([row["gross"] for row in days] + [1]),
+        "bars": [((date.fromisoformat(row["key"]) - first).days, row) for row in days],
+        "labels": [(n, f"{first + timedelta(days=n):{written}}") for n in range(0, count, -(-count // 16))],
     }
-
-
-def report_rows(conn: db.BoundedConnection, mode: str, since: datetime, until: datetime) -> Iterator[commands.Row]:
-    """Money by day (of the payment, of the refund), by location and in all, for each currency: sums in hundredths. Days
-    are those of the zone of `since`.
-
-    Gross is every charge, a second one too; refunds are the processed ones; `payments` are those whose charge came;
-    `unknown_fees` are charges whose fees the provider has not named yet, and which count as 0.
-    """
-    return commands.stream(
-        conn, books.REPORT, {"mode": mode, "since": since, "until": until, "zone": str(since.tzinfo)}
-    )

@@ -14,6 +14,7 @@ import pytest
 import charges
 import checkout
 import money
+import paystack
 from answers import without_request_id
 from backstage import (
     age,
@@ -564,6 +565,6 @@ def test_money_that_comes_while_the_answer_is_stored_gives_out_no_url(shop: Shop
     settled = second_of_two(
         shop,
         lambda database: charges.record_charge(database, charge, "webhook"),
-        lambda database: checkout.settle(database, reserved, checkout_url="https://checkout.paystack.com/x"),
+        lambda database: checkout.settle(database, reserved, paystack.Opened("https://checkout.paystack.com/x")),
     )
     assert (settled.payment.status, settled.payment.checkout_url) == ("completed", None)

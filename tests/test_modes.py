@@ -12,6 +12,7 @@ import charges
 import checkout
 import db
 import money
+import paystack
 import refunds
 import worker
 from backstage import end_leases, incidents, make_due, poll, refuse_charges
@@ -177,7 +178,7 @@ def test_a_key_in_both_modes_is_two_keys_at_each_step(shop: Shop, live: Shop) ->
         checkout.release_lease(shop.app.database, taken, attempt=1, reference_exists=False)
         assert shop.sql(theirs) == before
     taken = checkout.reserve(shop.app.checkout, key, order)
-    settled = checkout.settle(shop.app.database, taken, checkout_url="https://checkout.paystack.com/x")
+    settled = checkout.settle(shop.app.database, taken, paystack.Opened("https://checkout.paystack.com/x"))
     assert (settled.payment.mode, settled.answer) == ("test", "payment")
     assert shop.sql(theirs) == before
     assert checkout.reserve(live.app.checkout, key, order).answer is None

@@ -13,6 +13,7 @@ import pytest
 from responses import RequestsMock
 from responses.matchers import header_matcher, json_params_matcher
 
+import db
 import money
 import paystack
 from local.sandbox import Sandbox
@@ -36,15 +37,9 @@ def wire() -> Iterator[RequestsMock]:
 
 
 def initialize(gateway: paystack.Gateway, within_seconds: float = 10) -> object:
-    return gateway.initialize(
-        reference="PG-1",
-        email="john@example.com",
-        amount_minor=5000,
-        currency="NGN",
-        callback_url="https://pay.example.com/pay/PAY-1",
-        metadata={"payment": "PAY-1"},
-        within_seconds=within_seconds,
-    )
+    known: dict[str, Any] = {"customer_email": "john@example.com", "amount_minor": 5000, "currency": "NGN"}
+    payment = db.Payment(**{**dict.fromkeys(db.PAYMENT_COLUMNS), "id": "PAY-1", **known})
+    return gateway.initialize(payment, "PG-1", "https://pay.example.com/pay/PAY-1", within_seconds)
 
 
 def opened(**data: object) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def test_initialize_asks_what_paystack_documents(gateway: paystack.Gateway, wire
         "amount": 5000,
         "currency": "NGN",
         "callback_url": "https://pay.example.com/pay/PAY-1",
-        "metadata": {"payment": "PAY-1"},
+        "metadata": {"payment": "PAY-1", "cancel_action": "https://pay.example.com/pay/PAY-1"},
     }
     headers = {"Authorization": f"Bearer {SECRET_KEY}", "Content-Type": "application/json"}
     wire.post(INITIALIZE, json=opened(), match=[json_params_matcher(asked), header_matcher(headers)])

@@ -307,11 +307,11 @@ def test_a_request_whose_rows_a_failover_has_lost_is_told_to_try_again(shop: Sho
     """
     initialize = shop.app.gateway.initialize
 
-    def lose_then_initialize(**arguments: Any) -> Any:
+    def lose_then_initialize(*arguments: Any) -> Any:
         shop.sql(lose)
-        return initialize(**arguments)
+        return initialize(*arguments)
 
-    shop.app.gateway.initialize = lose_then_initialize  # type: ignore[method-assign]
+    shop.app.gateway.initialize = lose_then_initialize  # type: ignore[assignment,method-assign]
     answer = shop.create(key="lost")
     assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
     assert "retry-after" in answer.headers

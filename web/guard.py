@@ -32,17 +32,14 @@ class Clients:
 
     def address(self, req: falcon.Request) -> str:
         forwarded = req.get_header("X-Forwarded-For")
-        if forwarded is None:
-            return str(req.remote_addr)
-        if self.trusted_proxies == 0:
-            if not self.has_warned:
-                self.has_warned = True
-                outcome = "set TRUSTED_PROXIES if a proxy is in front"
-                logger.warning("forwarded_addresses_ignored", extra={"outcome": outcome})
-            return str(req.remote_addr)
-        hops = [hop.strip() for hop in forwarded.split(",")]
-        address = hops[-self.trusted_proxies] if len(hops) >= self.trusted_proxies else str(req.remote_addr)
-        return address[:64]  # an address is no longer, and it is remembered
+        hops = [] if forwarded is None else [hop.strip() for hop in forwarded.split(",")]
+        if hops and self.trusted_proxies == 0 and not self.has_warned:
+            self.has_warned = True
+            outcome = "set TRUSTED_PROXIES if a proxy is in front"
+            logger.warning("forwarded_addresses_ignored", extra={"outcome": outcome})
+        is_reported = 0 < self.trusted_proxies <= len(hops)
+        # An address has 64 characters at most, and it is remembered.
+        return hops[-self.trusted_proxies][:64] if is_reported else str(req.remote_addr)
 
 
 class RateLimit:

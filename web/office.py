@@ -247,17 +247,10 @@ INCIDENT = "SELECT * FROM incidents WHERE id = %(number)s AND mode = %(mode)s"
 
 
 def incident_json(row: dict[str, Any]) -> str:
-    names = ("kind", "subject", "closed_by", "close_reason")
-    times = {name: shapes.as_json(shapes.timestamp(row[name])) for name in ("opened_at", "closed_at")}
-    return shapes.json_object(
-        {
-            "id": str(row["id"]),
-            "payment": shapes.as_json(row["payment_id"]),
-            **{name: shapes.as_json(row[name]) for name in names},
-            **times,
-            "what_to_do": shapes.as_json(story.describe(row)),
-        }
-    )
+    shown = {name: row[name] for name in ("kind", "subject", "closed_by", "close_reason")}
+    times = {name: shapes.timestamp(row[name]) for name in ("opened_at", "closed_at")}
+    members = {"id": row["id"], "payment": row["payment_id"], **shown, **times, "what_to_do": story.describe(row)}
+    return json.dumps(members, ensure_ascii=False)
 
 
 # Links

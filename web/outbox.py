@@ -152,13 +152,7 @@ def finish_notification(
 ) -> None:
     """Store how a try ended: delivered, to be tried again after `pause_seconds`, or dead. After `delivered` and `dead`
     the payment's next notification is due at once."""
-    values = {
-        "id": notification.id,
-        "payment_id": notification.payment_id,
-        "outcome": outcome,
-        "is_delivered": is_delivered,
-        "pause_seconds": pause_seconds,
-    }
+    values = {**vars(notification), "outcome": outcome, "is_delivered": is_delivered, "pause_seconds": pause_seconds}
 
     def work(conn: db.BoundedConnection) -> None:
         # The lock for new notifications: a notification made between the two statements would wait for ever.
