@@ -49,5 +49,8 @@ SELECT CASE WHEN GROUPING(day) = 0 THEN 'day' WHEN GROUPING(location) = 0 THEN '
  GROUP BY GROUPING SETS ((currency, day), (currency, location), (currency))
  ORDER BY currency, GROUPING(day), GROUPING(location), day, gross DESC, location
 """
+"""Money by day (of the payment, of the refund), by location and in all, for each currency: sums in hundredths. Days are
+those of `zone`. Gross is every charge, a second one too; refunds are the processed ones; `payments` are those whose
+charge came; `unknown_fees` are charges whose fees the provider has not named yet, and which count as 0."""
 
 SUMS = ("gross", "fees", "refunds", "net")
