@@ -98,6 +98,12 @@ class Visitor:
         expect(self.page.get_by_role("heading", level=1)).to_have_text(re.compile(heading.replace(" ", r"\s")))
         self.check(picture)
 
+    def sees_checkout(self, picture: str | None = None) -> None:
+        """Looks where the browser is: wait_for_url fails when a second click overtakes the first."""
+        expect(self.page).to_have_url(re.compile(re.escape(f"{self.server.sandbox.url}/checkout/")))
+        self.page.wait_for_load_state()
+        self.check(picture)
+
     def check(self, picture: str | None = None) -> None:
         width = self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert width[0] <= width[1], f"{self.page.title()} is wider than the screen"

@@ -51,10 +51,6 @@ class Customer(Visitor):
             if self.page.get_by_label(label).count():
                 self.page.get_by_label(label).fill(text)
 
-    def sees_checkout(self, picture: str | None = None) -> None:
-        self.page.wait_for_url(f"{self.server.sandbox.url}/checkout/*")
-        self.check(picture)
-
     def sends_the_form(self, **typed: str) -> str:
         """From the form to the checkout; the payment's reference."""
         self.open("/pay")
