@@ -340,12 +340,25 @@ $$;
 CREATE FUNCTION changed_by(actor text, why text) RETURNS boolean LANGUAGE sql
     RETURN set_config('paygate.actor', actor, true) || set_config('paygate.why', why, true) IS NOT NULL;
 
-CREATE FUNCTION append_payment_event(payment payments, why text) RETURNS void LANGUAGE plpgsql
+-- Writes a row for a change of a payment, and (`noted`) for a change beside one. A payment's first charge needs no row:
+-- the payment's own change follows.
+CREATE FUNCTION write_payment_event() RETURNS trigger LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
 DECLARE
+    payment payments;
     previous payment_events;
     event payment_events;
 BEGIN
+    IF TG_TABLE_NAME = 'payments' THEN
+        payment := NEW;
+        event.why := coalesce(nullif(current_setting('paygate.why', true), ''), 'by_hand');
+    ELSE
+        SELECT * INTO payment FROM payments WHERE id = NEW.payment_id FOR UPDATE;
+        IF NOT FOUND OR (TG_TABLE_NAME = 'charges' AND payment.charge_reference IS NULL) THEN
+            RETURN NULL;
+        END IF;
+        event.why := 'noted';
+    END IF;
     SELECT * INTO previous FROM payment_events WHERE payment_id = payment.id ORDER BY n DESC LIMIT 1;
     event.payment_id := payment.id;
     event.n := coalesce(previous.n, 0) + 1;
@@ -353,7 +366,6 @@ BEGIN
     -- Rows beside a payment name their author themselves. A change in psql names the database user.
     event.actor := coalesce(nullif(current_setting('paygate.actor', true), ''),
         CASE WHEN current_setting('application_name') = 'paygate' THEN 'paygate' ELSE 'operator:' || session_user END);
-    event.why := why;
     event.from_status := previous.to_status;
     event.to_status := payment.status;
     event.amount_minor := payment.amount_minor;
@@ -369,13 +381,6 @@ BEGIN
     VALUES (event.payment_id, event.n, event.at, event.actor, event.why, event.from_status, event.to_status,
             event.amount_minor, event.currency, event.mode, event.reference, event.charged_minor, event.refunded_minor,
             event.digest, payment_event_hash(previous.hash, event));
-END
-$$;
-
-CREATE FUNCTION write_payment_event() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
-BEGIN
-    PERFORM append_payment_event(NEW, coalesce(nullif(current_setting('paygate.why', true), ''), 'by_hand'));
     RETURN NULL;
 END
 $$;
@@ -397,44 +402,41 @@ CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
            NEW.erased_at, NEW.salt, NEW.cancelled_at))
     EXECUTE FUNCTION write_payment_event();
 
--- Writes a row for a change beside a payment. A payment's first charge needs no row: the payment's own change follows.
-CREATE FUNCTION note_in_trail() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
-DECLARE
-    payment payments;
-BEGIN
-    SELECT * INTO payment FROM payments WHERE id = NEW.payment_id FOR UPDATE;
-    IF FOUND AND (TG_TABLE_NAME <> 'charges' OR payment.charge_reference IS NOT NULL) THEN
-        PERFORM append_payment_event(payment, 'noted');
-    END IF;
-    RETURN NULL;
-END
-$$;
-
 CREATE TRIGGER a_charge_is_audited AFTER INSERT OR UPDATE ON charges
-    FOR EACH ROW EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_new_refund_is_audited AFTER INSERT ON refunds
-    FOR EACH ROW EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_changed_refund_is_audited AFTER UPDATE ON refunds
-    FOR EACH ROW WHEN (proved(to_jsonb(OLD)) <> proved(to_jsonb(NEW))) EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW WHEN (proved(to_jsonb(OLD)) <> proved(to_jsonb(NEW))) EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER an_incident_is_audited AFTER INSERT OR UPDATE ON incidents
-    FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL) EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL) EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_changed_order_is_audited AFTER UPDATE OF fingerprint ON idempotency_keys
-    FOR EACH ROW EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_kept_event_is_audited AFTER INSERT ON provider_events
-    FOR EACH ROW WHEN (NEW.outcome = 'received' AND NEW.payment_id IS NOT NULL) EXECUTE FUNCTION note_in_trail();
+    FOR EACH ROW WHEN (NEW.outcome = 'received' AND NEW.payment_id IS NOT NULL) EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER an_event_that_is_kept_no_more_is_audited AFTER UPDATE OF outcome ON provider_events
     FOR EACH ROW WHEN (OLD.outcome <> NEW.outcome AND 'received' IN (OLD.outcome, NEW.outcome)
                        AND NEW.payment_id IS NOT NULL)
-    EXECUTE FUNCTION note_in_trail();
+    EXECUTE FUNCTION write_payment_event();
 
--- One notification. `paygate.notify` is on in every transaction of a service that has NOTIFY_URL set. The caller holds
--- the payment's lock, so the numbers have no gap and the order is certain.
-CREATE FUNCTION notify_merchant(payment payments, type text, incident_id bigint) RETURNS void LANGUAGE plpgsql
+-- Writes a notification of a payment's change or of an incident. `paygate.notify` is on in every transaction of a
+-- service that has NOTIFY_URL set. The payment is locked, so the numbers have no gap and the order is certain.
+CREATE FUNCTION notify_merchant() RETURNS trigger LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
 DECLARE
+    payment payments;
+    type text := 'incident.opened';
+    incident_id bigint;
     next integer;
 BEGIN
+    IF TG_TABLE_NAME = 'payments' THEN
+        payment := NEW;
+        type := 'payment.' || NEW.status;
+    ELSE
+        SELECT * INTO payment FROM payments WHERE id = NEW.payment_id FOR UPDATE;
+        payment.mode := NEW.mode;
+        incident_id := NEW.id;
+    END IF;
     UPDATE payments SET notified = notified + 1 WHERE id = payment.id RETURNING notified INTO next;
     INSERT INTO notifications (mode, type, payment_id, incident_id, sequence, due_at, facts)
     VALUES (payment.mode, type, payment.id, incident_id, coalesce(next, 1),
@@ -447,40 +449,17 @@ BEGIN
                 'charged_minor', payment.charged_minor, 'charged_currency', payment.charged_currency,
                 'refunded_minor', payment.refunded_minor,
                 'paid_at', payment.paid_at));
-END
-$$;
-
-CREATE FUNCTION notify_of_change() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
-BEGIN
-    IF current_setting('paygate.notify', true) = 'on' THEN
-        PERFORM notify_merchant(NEW, 'payment.' || NEW.status, NULL);
-    END IF;
     RETURN NULL;
 END
 $$;
 
 CREATE TRIGGER a_changed_payment_is_notified AFTER UPDATE ON payments
     FOR EACH ROW
-    WHEN ((OLD.status, OLD.refunded_minor) IS DISTINCT FROM (NEW.status, NEW.refunded_minor))
-    EXECUTE FUNCTION notify_of_change();
-
-CREATE FUNCTION notify_of_incident() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
-DECLARE
-    payment payments;
-BEGIN
-    IF current_setting('paygate.notify', true) = 'on' THEN
-        SELECT * INTO payment FROM payments WHERE id = NEW.payment_id FOR UPDATE;
-        payment.mode := NEW.mode;
-        PERFORM notify_merchant(payment, 'incident.opened', NEW.id);
-    END IF;
-    RETURN NULL;
-END
-$$;
-
+    WHEN ((OLD.status, OLD.refunded_minor) IS DISTINCT FROM (NEW.status, NEW.refunded_minor)
+          AND current_setting('paygate.notify', true) = 'on')
+    EXECUTE FUNCTION notify_merchant();
 CREATE TRIGGER a_new_incident_is_notified AFTER INSERT ON incidents
-    FOR EACH ROW EXECUTE FUNCTION notify_of_incident();
+    FOR EACH ROW WHEN (current_setting('paygate.notify', true) = 'on') EXECUTE FUNCTION notify_merchant();
 
 CREATE FUNCTION guard_payment() RETURNS trigger LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
