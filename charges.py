@@ -120,21 +120,16 @@ def store_event(conn: BoundedConnection, mode: str, event: paystack.Event | None
     is_ours = outcome in ("received", "applied", "noted", "other_mode")
     conn.execute(
         """
-        INSERT INTO provider_events AS e (mode, digest, name, reference, payment_id, body, outcome, applied_at,
-                                          retry_at)
+        INSERT INTO provider_events AS e (mode, digest, name, reference, payment_id, body, outcome, retry_at)
         SELECT %(mode)s, %(digest)s, %(name)s, %(reference)s,
                CASE WHEN %(outcome)s IN ('received', 'applied', 'noted') AND p.mode = %(mode)s THEN p.id END,
                CASE WHEN %(outcome)s = 'received' OR p.erased_at IS NULL THEN %(body)s::text END,
-               %(outcome)s,
-               CASE WHEN %(outcome)s = 'applied' THEN clock_timestamp() END,
-               CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END
+               %(outcome)s, CASE WHEN %(outcome)s = 'received' THEN clock_timestamp() END
           FROM (SELECT) AS one LEFT JOIN payments p ON p.reference = %(base)s
         ON CONFLICT (mode, digest) DO UPDATE
            SET deliveries = e.deliveries + 1,
                outcome = CASE WHEN excluded.outcome = 'received' THEN e.outcome ELSE excluded.outcome END,
                payment_id = coalesce(e.payment_id, excluded.payment_id),
-               applied_at = CASE WHEN excluded.outcome = 'received' THEN e.applied_at
-                                 WHEN excluded.outcome = 'applied' THEN coalesce(e.applied_at, clock_timestamp()) END,
                retry_at = CASE WHEN excluded.outcome = 'received' THEN e.retry_at END,
                body = CASE WHEN excluded.body IS NOT NULL THEN e.body END
         """,
@@ -296,21 +291,21 @@ def _difference(charge: money.Charge, payment: Payment) -> str:
 
 def accept(database: Database, payment: Payment, operator: str, reason: str, currency: str | None = None) -> None:
     """End a review: the charge counts as the payment. If the charge and the price differ in currency, `currency` must
-    name the charge's. Raises RefundImpossible, also if a refund of the charge is open or made."""
+    name the charge's. Raises db.Impossible, also if a refund of the charge is open or made."""
 
     def work(conn: BoundedConnection) -> None:
         charge = refunds.lock_refundable(conn, payment.mode, payment.id)
         if charge.payment.status == "completed" and charge.payment.accepted_by == operator:
             return  # the reply to our COMMIT was lost
         if charge.payment.status != "review":
-            raise refunds.RefundImpossible(f"{payment.id} is {charge.payment.status}: there is nothing to accept")
+            raise db.Impossible(f"{payment.id} is {charge.payment.status}: there is nothing to accept")
         if charge.currency != (currency or payment.currency):
-            raise refunds.RefundImpossible(
+            raise db.Impossible(
                 f"{charge.reference} came in {charge.currency}, the price is in {payment.currency}: "
                 f"--currency {charge.currency} accepts it"
             )
         if charge.spent_minor:
-            raise refunds.RefundImpossible(f"a refund of {charge.reference} is open or made: it cannot be accepted")
+            raise db.Impossible(f"a refund of {charge.reference} is open or made: it cannot be accepted")
         conn.execute(
             """
             UPDATE payments

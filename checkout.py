@@ -454,13 +454,9 @@ def _lease(reservation: Reservation) -> dict[str, Any]:
 # Give up
 
 
-class NotCancellable(Exception):
-    """Money has come for this payment. The message is for the operator."""
-
-
 def cancel(database: Database, payment: Payment, operator: str) -> Payment:
     """Give up an order: its checkout is not given out any more, and it ends at the next poll that finds it unpaid. Safe
-    to repeat. Money that still comes counts, and opens an incident. Raises NotCancellable, DatabaseUnavailable."""
+    to repeat. Money that still comes counts, and opens an incident. Raises db.Impossible, DatabaseUnavailable."""
 
     def work(conn: BoundedConnection) -> Payment:
         row = conn.execute(
@@ -474,7 +470,7 @@ def cancel(database: Database, payment: Payment, operator: str) -> Payment:
             {"id": payment.id, "operator": operator},
         ).fetchone()
         if row is None:
-            raise NotCancellable(f"money has come for {payment.id}: it can be refunded, not cancelled")
+            raise db.Impossible(f"money has come for {payment.id}: it can be refunded, not cancelled")
         return Payment.of(row)
 
     return database.transaction(work)

@@ -44,6 +44,10 @@ class DatabaseUnavailable(Exception):
     """The database is away, busy or no longer the primary. The write may have happened or not: try again."""
 
 
+class Impossible(Exception):
+    """What is asked for contradicts what is stored. The message is for the operator."""
+
+
 class KeyReused(Exception):
     """This idempotency key came before with another request."""
 
@@ -299,9 +303,7 @@ def check_session(conn: psycopg.Connection[Any]) -> None:
     A pooler may ignore the options (pgbouncer with `ignore_startup_parameters = options` does so silently). Then one
     business would see another business's payments."""
     if (encoding := conn.info.parameter_status("server_encoding")) != "UTF8":
-        message = (
-            f"its encoding is {encoding}: make another one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
-        )
+        message = f"its encoding is {encoding}: make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         raise DatabaseUnavailable(message)
     named = re.findall(r"(?i)search[_-]path=((?:\\.|\S)+)", conn.info.options)
     if named:
@@ -484,16 +486,14 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
     """The payment with this id; None if the id is unknown or is no id."""
     if not ID_PATTERN.fullmatch(payment_id):
         return None
-
-    def work(conn: BoundedConnection) -> Payment | None:
-        return conn.cursor(row_factory=MAKE_PAYMENT).execute(FIND_PAYMENT, {"id": payment_id}, prepare=True).fetchone()
-
-    return database.run(work)
+    query, values = FIND_PAYMENT, {"id": payment_id}
+    return database.run(
+        lambda conn: conn.cursor(row_factory=MAKE_PAYMENT).execute(query, values, prepare=True).fetchone()
+    )
 
 
 # Most requests run this statement: only the needed columns, and no dict between the row and the payment.
 FIND_PAYMENT = f"SELECT {', '.join(PAYMENT_COLUMNS)} FROM payments WHERE id = %(id)s".encode()  # noqa: S608  # ours
-
 MAKE_PAYMENT = psycopg.rows.args_row(Payment)
 
 

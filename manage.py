@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands.complain(f"the database cannot be used (see DATABASE_URL): {error}")
     except commands.Refused as error:
         return commands.complain(str(error), error.status)
-    except settings.Invalid as error:
+    except (settings.Invalid, db.Impossible) as error:
         return commands.complain(str(error))
 
 

@@ -20,7 +20,6 @@ import charges
 import checkout
 import db
 import paystack
-import refunds
 import settings as configuration
 from settings import Settings
 from web import bodies, form, log, metrics, office, orders, pages, shapes
@@ -301,7 +300,7 @@ def problem_of(error: Exception) -> Problem:
             return error
         case db.KeyReused():
             return Problem("idempotency_key_reused")
-        case refunds.RefundImpossible() | checkout.NotCancellable():
+        case db.Impossible():
             return Problem("not_possible", f"{str(error)[:1].upper()}{str(error)[1:]}.")
         case checkout.InFlight(seconds=seconds):
             return Problem("request_in_flight", retry_after_seconds=min(seconds, 5))

@@ -64,10 +64,6 @@ class Refund:
         return cls(*[row[each.name] for each in fields(cls)])
 
 
-class RefundImpossible(Exception):
-    """There is no charge to refund, or less is left of it. The message is for the operator."""
-
-
 class RefundAsked(Exception):
     """The same refund was asked for before; `is_recent`: within the last 24 hours."""
 
@@ -125,13 +121,13 @@ class Request:
         try:
             return None if self.amount is None else money.parse_part(self.amount, currency)
         except ValueError as error:
-            raise RefundImpossible(f"the amount {error}") from None
+            raise db.Impossible(f"the amount {error}") from None
 
 
 def refund(database: Database, gateway: paystack.Gateway, request: Request) -> Refund:
     """Give money back: commit the refund, send it once, and return it with the provider's answer (`unanswered`: it will
     be looked for, and never sent again). A key that came before raises RefundAsked with its refund as it stands now.
-    Raises RefundImpossible, db.KeyReused, DatabaseUnavailable.
+    Raises db.Impossible, db.KeyReused, DatabaseUnavailable.
     """
     return send(database, gateway, begin(database, gateway.mode, request))
 
@@ -199,27 +195,27 @@ def begin(database: Database, mode: str, request: Request) -> Refund:
 
 
 def _decide(conn: BoundedConnection, charge: RefundableCharge, request: Request) -> int:
-    """The amount to give back. Raises RefundImpossible, RefundAsked."""
+    """The amount to give back. Raises db.Impossible, RefundAsked."""
     if request.rejects and charge.payment.status != "review":
-        raise RefundImpossible(f"{charge.payment.id} is {charge.payment.status}: there is nothing to reject")
+        raise db.Impossible(f"{charge.payment.id} is {charge.payment.status}: there is nothing to reject")
     amount = request.amount_minor(charge.currency) or charge.left_minor
     if request.key is None:
         _refuse_a_repetition(conn, charge, amount, request.again)
     if amount > charge.left_minor or charge.left_minor == 0:
         left = money.readable(charge.left_minor, charge.currency)
-        raise RefundImpossible(f"only {left} of {charge.reference} can still be given back")
+        raise db.Impossible(f"only {left} of {charge.reference} can still be given back")
     return amount
 
 
 def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> RefundableCharge:
-    """Lock the payment that `target` names, and read its charge. Raises RefundImpossible."""
+    """Lock the payment that `target` names, and read its charge. Raises db.Impossible."""
     base = db.base_of(target)
     row = conn.execute(
         "SELECT * FROM payments WHERE mode = %(mode)s AND (id = %(target)s OR reference = %(base)s) FOR UPDATE",
         {"mode": mode, "target": target, "base": base},
     ).fetchone()
     if row is None:
-        raise RefundImpossible(f"there is no {mode} payment {target}")
+        raise db.Impossible(f"there is no {mode} payment {target}")
     payment = Payment.of(row)
     charge = conn.execute(
         """
@@ -230,7 +226,7 @@ def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundab
         {"reference": target if base else payment.charge_reference, "free": list(FREE_AGAIN)},
     ).fetchone()
     if charge is None:
-        raise RefundImpossible(f"no money has come for {target}: the payment is {payment.status}")
+        raise db.Impossible(f"no money has come for {target}: the payment is {payment.status}")
     left_minor = max(0, _limit_minor(payment, charge["reference"], charge["amount_minor"]) - charge["spent_minor"])
     return RefundableCharge(payment, charge["reference"], charge["currency"], charge["spent_minor"], left_minor)
 

@@ -188,10 +188,8 @@ CREATE TABLE provider_events (
         CHECK (outcome IN ('received', 'applied', 'noted', 'foreign', 'other_mode', 'no_event')),
     deliveries integer NOT NULL DEFAULT 1,
     received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    applied_at timestamptz,
     retry_at timestamptz,
     CONSTRAINT an_event_is_stored_once UNIQUE (mode, digest),
-    CONSTRAINT applied_has_its_time CHECK ((outcome = 'applied') = (applied_at IS NOT NULL)),
     CONSTRAINT only_a_received_event_is_retried CHECK ((outcome = 'received') = (retry_at IS NOT NULL))
 );
 

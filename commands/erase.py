@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
         for payment_id in ids:
             try:
                 is_new = erase_payment(database, payment_id, operator, dry_run=arguments.dry_run)
-            except MustBeKept as error:
+            except db.Impossible as error:
                 kept += 1
                 commands.complain(str(error))
                 continue
@@ -58,10 +58,6 @@ def payments_of(conn: db.BoundedConnection, email: str) -> Iterator[str]:
     return (row["id"] for row in commands.stream(conn, query, {"email": email}))
 
 
-class MustBeKept(Exception):
-    """The personal data of a payment are still needed; the message says what for."""
-
-
 def _refuse_to_erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> None:
     row = db.only_row(
         conn,
@@ -75,13 +71,13 @@ def _refuse_to_erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> Non
         {**payment, "references": db.references_of(payment["reference"])},
     )
     if payment["status"] == "pending":
-        raise MustBeKept(f"{payment['id']} is pending: it may still be paid")
+        raise db.Impossible(f"{payment['id']} is pending: it may still be paid")
     if payment["status"] in db.UNPAID and row["is_recent"]:
-        raise MustBeKept(f"{payment['id']} ended unpaid less than 30 days ago: late money may still come")
+        raise db.Impossible(f"{payment['id']} ended unpaid less than 30 days ago: late money may still come")
     if row["refund_id"] is not None:
-        raise MustBeKept(f"refund {row['refund_id']} of {payment['id']} is under way")
+        raise db.Impossible(f"refund {row['refund_id']} of {payment['id']} is under way")
     if row["is_to_be_applied"]:
-        raise MustBeKept(f"an event of {payment['id']} has not been applied yet")
+        raise db.Impossible(f"an event of {payment['id']} has not been applied yet")
 
 
 def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -> None:
@@ -121,7 +117,7 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -
 
 def erase_payment(database: db.Database, payment_id: str, operator: str, *, dry_run: bool = False) -> bool:
     """Overwrite a payment's personal data wherever they are stored; the money facts and the audit trail stay whole.
-    False when that has been done before. Raises MustBeKept.
+    False when that has been done before. Raises db.Impossible.
 
     The fingerprint of its key becomes random: the order could be guessed from it.
     """

@@ -13,15 +13,13 @@ examples:
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import commands
 import db
 import money
 import refunds
-from commands import Environment, Parser, Refused, complain, print_next, provider
+from commands import Environment, Parser, complain, print_next, provider
 from web import shapes
 
 
@@ -49,38 +47,23 @@ def give_back(arguments: argparse.Namespace, service: provider.Service, request:
     """Say what will be given back, ask, do it, and say what came of it."""
     database, gateway = service.database, service.gateway
     try:
-        with refusing_what_is_impossible():
-            charge, amount_minor = refunds.plan(database, gateway.mode, request)
-            what = f"{money.readable(amount_minor, charge.currency)} of {charge.reference}"
-            if arguments.dry_run:
-                left = money.readable(charge.left_minor - amount_minor, charge.currency)
-                print(f"would give back {what}; {left} would be left")
-                return 0
-            customer = f"{charge.payment.customer_name} <{charge.payment.customer_email}>"
-            commands.confirm(arguments, f"Give back {what} to {customer}?")
-            with naming_where_to_look(request.target):
-                confirmed = replace(request, amount=money.render(amount_minor, charge.currency))
-                done = refunds.refund(database, gateway, confirmed)
+        charge, amount_minor = refunds.plan(database, gateway.mode, request)
     except refunds.RefundAsked as asked:
         return tell_repetition(arguments, asked)
-    return tell_refund(arguments, done)
-
-
-@contextmanager
-def refusing_what_is_impossible() -> Iterator[None]:
+    what = f"{money.readable(amount_minor, charge.currency)} of {charge.reference}"
+    if arguments.dry_run:
+        left = money.readable(charge.left_minor - amount_minor, charge.currency)
+        print(f"would give back {what}; {left} would be left")
+        return 0
+    customer = f"{charge.payment.customer_name} <{charge.payment.customer_email}>"
+    commands.confirm(arguments, f"Give back {what} to {customer}?")
+    confirmed = replace(request, amount=money.render(amount_minor, charge.currency))
     try:
-        yield
-    except refunds.RefundImpossible as error:
-        raise Refused(str(error)) from None
-
-
-@contextmanager
-def naming_where_to_look(name: str) -> Iterator[None]:
-    """Whoever stops in the middle, or loses the database, is told where the refund can be seen."""
-    try:
-        yield
+        return tell_refund(arguments, refunds.refund(database, gateway, confirmed))
+    except refunds.RefundAsked as asked:  # by somebody else meanwhile
+        return tell_repetition(arguments, asked)
     except (KeyboardInterrupt, db.DatabaseUnavailable) as error:
-        line = f"the refund may have been asked for, and is never asked for twice: manage.py show {name}"
+        line = f"the refund may have been asked for, and is never asked for twice: manage.py show {request.target}"
         raise type(error)(line) from error
 
 

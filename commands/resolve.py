@@ -69,7 +69,7 @@ def accept(arguments: argparse.Namespace, env: Environment, url: str, payment: d
         print(commands.plain(f"would accept {what}"))
         return 0
     commands.confirm(arguments, f"Accept {what}?")
-    with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database, refund.refusing_what_is_impossible():
+    with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
         charges.accept(database, payment, operator, arguments.reason, arguments.currency)
     print(f"{payment.id} is completed")
     print_next(f"show {payment.id}")

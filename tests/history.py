@@ -109,11 +109,11 @@ STATEMENTS = (
       FROM slice WHERE first_status = 'review' ORDER BY ended_at
     """,
     """
-    INSERT INTO provider_events (mode, digest, name, reference, payment_id, body, outcome, received_at, applied_at)
+    INSERT INTO provider_events (mode, digest, name, reference, payment_id, body, outcome, received_at)
     SELECT 'test', sha256(convert_to(name || n, 'UTF8')), name, told.reference, payment_id,
            CASE WHEN at > %(now)s - make_interval(days => %(retention_days)s)
                 THEN replace(%(body)s, 'EXAMPLE', told.reference) END,
-           outcome, at, CASE WHEN outcome = 'applied' THEN at END
+           outcome, at
       FROM slice CROSS JOIN LATERAL (VALUES
            ('charge.success', reference, id, 'applied', CASE WHEN charged_minor > 0 THEN ended_at END),
            ('refund.processed', reference, id, 'noted', CASE WHEN refunded_minor > 0 THEN changed_at END)

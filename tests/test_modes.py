@@ -77,7 +77,7 @@ def test_money_of_the_other_mode_pays_nothing(shop: Shop) -> None:
 def test_nothing_of_the_other_mode_is_given_back(shop: Shop) -> None:
     payment = paid(shop)
     for target in (payment["id"], payment["reference"]):
-        with pytest.raises(refunds.RefundImpossible, match="there is no live payment"):
+        with pytest.raises(db.Impossible, match="there is no live payment"):
             shop.app.database.run(partial(refunds.lock_refundable, mode="live", target=target))
 
 

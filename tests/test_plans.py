@@ -146,7 +146,7 @@ def look_at_refunds_that_are_due(past: Past) -> None:
 def apply_events_that_are_due(past: Past) -> None:
     past.sql(
         """
-        UPDATE provider_events SET outcome = 'received', retry_at = now(), applied_at = NULL
+        UPDATE provider_events SET outcome = 'received', retry_at = now()
          WHERE id IN (SELECT id FROM provider_events WHERE body IS NOT NULL ORDER BY id DESC LIMIT 10)
         """
     )

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import db
 import money
 import paystack
 from backstage import meanwhile, poll, second_of_two, slow_process, worker_of
@@ -18,7 +19,6 @@ from local.sandbox import Sandbox
 from money_back import DAY, HOUR, MINUTE, age, incidents, only_refund, refunds, seek, settle, statuses
 from refunds import (
     Refund,
-    RefundImpossible,
     Request,
     begin,
     claim_due,
@@ -538,7 +538,7 @@ def test_two_refunds_that_are_processed_at_the_same_moment_are_both_counted(shop
 def test_of_two_refunds_that_are_begun_at_the_same_moment_one_finds_too_little_left(shop: Shop) -> None:
     payment = paid(shop)
     begins = [Request(payment["id"], amount, "operator:ada") for amount in ("30.00", "29.00")]
-    with pytest.raises(RefundImpossible, match="only NGN 20"):
+    with pytest.raises(db.Impossible, match="only NGN 20"):
         second_of_two(
             shop,
             lambda database: begin(database, "test", begins[0]),

@@ -293,7 +293,6 @@ BROKEN_RULES = {
     "an_event_is_stored_once": """
         INSERT INTO provider_events (mode, digest, outcome) SELECT mode, digest, 'noted' FROM provider_events
     """,
-    "applied_has_its_time": "UPDATE provider_events SET applied_at = NULL",
     "only_a_received_event_is_retried": "UPDATE provider_events SET retry_at = now()",
     "a_thing_opens_one_incident": """
         INSERT INTO incidents (mode, kind, subject) VALUES ('test', 'dispute', 'x'), ('test', 'dispute', 'x')

@@ -304,7 +304,7 @@ class Withdraw(Resource):
         fields.check()
         database, cancelled = self.office.database, []
         for payment in links.withdraw(database, self.office.settings.mode, order, operator):
-            with suppress(checkout.NotCancellable):  # paid meanwhile; the others are still cancelled
+            with suppress(db.Impossible):  # paid meanwhile; the others are still cancelled
                 cancelled.append(checkout.cancel(database, payment, operator))
         payments = array(map(payment_json, cancelled))
         answer(resp, "The links are withdrawn.", order=shapes.as_json(order), payments=payments)

@@ -41,7 +41,7 @@ CONSTRAINTS = """
     answer_is_known an_answer_has_its_time charge_reference_is_ours charge_has_a_payment
     charged_amount_is_not_negative refund_has_a_charge refunded_amount_is_positive refund_status_is_known
     refund_is_recorded_once the_provider_names_what_it_took processed_has_its_time an_event_is_stored_once
-    applied_has_its_time only_a_received_event_is_retried a_closed_incident_names_who
+    only_a_received_event_is_retried a_closed_incident_names_who
     notifications_are_numbered an_ended_notification_is_not_due actor_is_known why_is_known
     payment_events_are_numbered
 """.split()

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+import db
 import refunds
 from backstage import poll, refuse_charges, second_of_two, worker_of
 from commands import erase
@@ -183,7 +184,7 @@ def test_the_reason_of_a_refusal_is_erased(shop: Shop, sandbox: Sandbox, till: T
 def test_a_refund_that_is_asked_for_at_the_same_moment_keeps_the_person(shop: Shop) -> None:
     payment = paid(shop, **PERSON)
     request = refunds.Request(payment["id"], None, "operator:ada")
-    with pytest.raises(erase.MustBeKept, match="is under way"):
+    with pytest.raises(db.Impossible, match="is under way"):
         second_of_two(
             shop,
             lambda database: refunds.begin(database, "test", request),

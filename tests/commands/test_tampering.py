@@ -255,8 +255,8 @@ ROWS = {
     "a kept event of nobody": "UPDATE provider_events SET payment_id = NULL WHERE outcome = 'received'",
     "an applied event of another payment":
         "UPDATE provider_events SET payment_id = {other} WHERE payment_id = {paid}",
-    "an event applied without a charge": "UPDATE provider_events SET outcome = 'applied', applied_at = now(),"
-                                         " retry_at = NULL WHERE outcome = 'received'",
+    "an event applied without a charge": "UPDATE provider_events SET outcome = 'applied', retry_at = NULL"
+                                         " WHERE outcome = 'received'",
     "an undelivered notification removed": "DELETE FROM notifications WHERE payment_id = {paid}",
     "a notification of another state":
         "UPDATE notifications SET facts = facts || '{{\"status\": \"refunded\"}}' WHERE payment_id = {paid}",
