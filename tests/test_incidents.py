@@ -177,7 +177,7 @@ def test_an_order_paid_on_two_pages_of_its_link_is_a_second_charge(shop: Shop, s
     assert shop.sql("SELECT kind, subject, payment_id FROM incidents") == [
         {"kind": "second_charge", "subject": second["reference"], "payment_id": second["id"]}
     ]
-    assert f"refund {second['reference']}" in till.did("show", second["id"])
+    assert f"a second time, as {second['reference']}: refund that charge" in till.did("show", second["id"])
     till.did("refund", second["reference"])
     settle(shop, sandbox, second["reference"])
     assert incidents(shop) == []

@@ -65,20 +65,20 @@ CHANGES = {
 }
 
 INCIDENTS = {
-    "second_charge": "paid a second time, as {subject}: give it back with `refund {subject}`",
+    "second_charge": "paid a second time, as {subject}: refund that charge",
     "unknown_reference": "money came as {subject}, which is unknown here: was the database restored from a backup?",
-    "mismatch": "what was paid is not the price: `resolve {payment_id} accept` or `reject`; `refund` if that came back",
+    "mismatch": "what was paid for {payment_id} is not its price: accept it, or reject it and the money goes back",
     "references_used_up": "every try to open a checkout was lost: let the customer start another payment",
     "dispute": "the customer's bank disputes {subject}: answer in Paystack's dashboard; it closes if you win",
     "chargeback": "{subject} went back without refunds that add up to it, as after a lost dispute",
-    "refund_failed": "refund {subject} failed: `refund` it again, or pay it back in another way",
+    "refund_failed": "refund {subject} failed: refund again, or pay it back in another way",
     "refund_needs_attention": "refund {subject} waits for bank details: give them in Paystack's dashboard",
     "refund_not_final": "refund {subject} is not final after 30 days: ask Paystack's support",
-    "refund_not_made": "refund {subject} was never made: `refund` it again if it is still owed",
+    "refund_not_made": "refund {subject} was never made: refund again if the money is still owed",
     "refund_revived": "refund {subject} was made after all: was it made a second time meanwhile?",
     "refunded_too_much": "more of {subject} was given back than had come",
     "unreadable_event": "a signed event cannot be read ({subject}): see the webhook log in Paystack's dashboard",
-    "paid_after_cancel": "paid as {subject} after the order was given up: fulfil it, or `refund {subject}`",
+    "paid_after_cancel": "paid as {subject} after the order was given up: fulfil it, or refund it",
     "never_ended": "its time is over, and Paystack does not say that it is unpaid: look for it in the dashboard",
 }
 

@@ -277,7 +277,7 @@ def test_incidents_are_listed_and_closed_by_name(office: Office) -> None:
     payment = paid(office.shop, customer_email="underpaid@example.com")
     (incident,) = office.asked("/incidents")["incidents"]
     assert (incident["kind"], incident["payment"], incident["closed_at"]) == ("mismatch", payment["id"], None)
-    assert f"resolve {payment['id']} accept" in incident["what_to_do"]
+    assert f"{payment['id']} is not its price: accept it, or reject it" in incident["what_to_do"]
     closed = office.did(f"/incidents/{incident['id']}/close", {"reason": "seen to it", "by": "ada"})["incident"]
     assert (closed["closed_by"], closed["close_reason"]) == ("operator:ada", "seen to it")
     assert office.refused(f"/incidents/{incident['id']}/close", {"reason": "again"}) == (422, "not_possible")
