@@ -1,5 +1,5 @@
 # ruff: noqa: F811  (fixtures are imported by their names)
-"""The desk's page as it is served. What its owner does there is told in tests/browser/desk.py."""
+"""The desk's page as it is served. What its owner does there is told in tests/browser/."""
 
 import re
 from collections.abc import Callable
