@@ -159,6 +159,8 @@ class Gateway:
         self.timeout_seconds = timeout_seconds
         self.mode = mode
         self.pace: Pace | None = None
+        self.failure = ""
+        """Why the last call failed: no answer, or the key is refused; else empty."""
         self.checkout_origins = {CHECKOUT_ORIGIN}
         if url != PAYSTACK_URL:
             self.checkout_origins.add(origin(url) or CHECKOUT_ORIGIN)
@@ -342,6 +344,7 @@ class Gateway:
 
         Raises Unavailable for all other results: a network error, 429, 5xx, a redirect, an answer that is not JSON.
         """
+        self.failure = "no answer"
         if self.pace is not None:
             self.pace.wait()
         try:
@@ -360,6 +363,7 @@ class Gateway:
         answer = _json(response.content)
         if not isinstance(answer, dict) or (status == 200 and answer.get("status") is not True):
             raise Unavailable("unreadable")
+        self.failure = "the key is refused" if status == 401 else ""
         return response, answer
 
 

@@ -77,13 +77,17 @@ class Worker:
             thread.join(max(0, deadline - time.monotonic()))
 
     def run_once(self) -> list[str]:
-        """Do all that is due, and return a line for each loop that failed. A failed loop stops no other loop."""
+        """Do all that is due, and return a line for each loop that failed, or whose last call to the provider did. A
+        failed loop stops no other loop."""
         failed = []
         # Each loop once: a second poller would wait for as long as the provider has asked for quiet.
         for loop in dict.fromkeys(self.loops):
+            self.gateway.failure = ""
             try:
                 while loop() == 0 and not self.stopping.is_set():
                     pass
+                if self.gateway.failure:
+                    raise paystack.Unavailable(self.gateway.failure)
             except AWAY as error:
                 failed.append(f"{loop.__name__}: {str(error) or 'misconfigured'}")
             except Exception as error:  # the outermost loop, as in `repeat`

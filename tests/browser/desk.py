@@ -189,6 +189,18 @@ def test_there_is_more_below_and_news_comes_above(owner: Owner) -> None:
     assert owner.page.evaluate("window.most") == 26, "no payment was shown twice"
 
 
+def test_what_fits_no_more_goes_and_nothing_is_shown_twice(owner: Owner) -> None:
+    made = [new_payment(owner.server, customer_email="mallory@example.com", amount=100 + n) for n in range(23)]
+    owner.page.get_by_role("radio", name="Waiting").check(force=True)
+    owner.finds("mallory@example.com")
+    expect(owner.rows).to_have_count(20)
+    owner.server.sandbox.pay(made[-1]["reference"])
+    expect(owner.rows.first).to_contain_text("121.00")
+    assert [text.split()[1] for text in owner.rows.all_inner_texts()] == [f"{n}.00" for n in range(121, 101, -1)]
+    owner.press("More")
+    expect(owner.rows).to_have_count(22)
+
+
 def test_what_others_typed_is_shown_as_they_typed_it(owner: Owner) -> None:
     named = "<img src=x onerror=alert(1)><b>John</b>"
     payment = paid(owner.server, customer_name=named, metadata={"note": named})

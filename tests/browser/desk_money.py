@@ -98,6 +98,19 @@ def test_what_is_wrong_is_said_at_its_field_and_can_be_corrected(owner: Owner) -
     assert refunds_of(owner.server, payment) == [125050]
 
 
+def test_a_refund_that_failed_after_all_is_made_again(owner: Owner) -> None:
+    payment = paid(owner.server)
+    owner.opens(payment, "Paid")
+    owner.asks_to("Refund…").get_by_role("button", name="Refund NGN").click()
+    owner.hears("Refund of NGN\xa01,250.50.")
+    owner.server.sandbox.move_refund(payment["reference"], "processed")
+    expect(owner.heading).to_contain_text("Refunded")
+    expect(owner.page.get_by_role("button", name="Refund…")).to_be_hidden()
+    owner.server.sandbox.move_refund(payment["reference"], "failed")
+    owner.asks_to("Refund…").get_by_role("button", name="Refund NGN 1,250.50").click()
+    wait_until(lambda: refunds_of(owner.server, payment) == [125050, 125050])
+
+
 def test_a_second_charge_is_given_back_whole(owner: Owner) -> None:
     payment = paid(owner.server)
     second = f"{payment['reference']}-2"
@@ -165,6 +178,20 @@ def test_money_that_is_not_the_price_is_sent_back(owner: Owner) -> None:
     assert refunds_of(owner.server, payment) == [124950]
 
 
+def test_all_that_is_left_of_what_came_is_sent_back(owner: Owner) -> None:
+    payment = new_payment(owner.server)
+    owner.server.sandbox.alter(payment["reference"], requested_amount=200000)
+    owner.server.sandbox.pay(payment["reference"], 200000)
+    owner.opens(payment, "To decide")
+    owner.server.sandbox.dashboard_refund(payment["reference"], 125050)
+    owner.server.sandbox.move_refund(payment["reference"], "processed")
+    expect(owner.page.get_by_text("refund of NGN 1,250.50").first).to_be_visible()
+    dialog = owner.asks_to("Send back…")
+    dialog.get_by_label("Reason").fill("All of it")
+    dialog.get_by_role("button", name="Send it back").click()
+    owner.hears("Refund of NGN\xa0749.50.")
+
+
 def test_an_incident_is_closed_with_a_reason(owner: Owner) -> None:
     reference = "PG-" + "9" * 26
     owner.server.sandbox.charge_elsewhere(reference)
@@ -207,3 +234,33 @@ def test_the_months_report_is_shown_and_downloaded(owner: Owner) -> None:
     owner.page.get_by_label("Month").select_option(index=20)
     expect(owner.page.get_by_text("No money moved in this month.")).to_be_visible()
     expect(owner.page.get_by_role("button", name="Download CSV")).to_be_disabled()
+
+
+def test_no_month_is_shown_or_downloaded_as_another(owner: Owner) -> None:
+    paid(owner.server)
+    owner.goes_to("Report")
+    month, figures = owner.page.get_by_label("Month"), owner.page.locator("#figures")
+    button = owner.page.get_by_role("button", name="Download CSV")
+    expect(figures).to_contain_text("1,250.50")
+    held: list[Route] = []
+    owner.page.route("**/report?*", lambda route: held.append(route))
+    month.select_option(index=1)
+    expect(figures).to_be_hidden()
+    expect(button).to_be_disabled()
+    wait_until(lambda: owner.page.evaluate("1") and held)
+    month.select_option(index=0)
+    wait_until(lambda: owner.page.evaluate("1") and len(held) == 2)
+    for route in reversed(held):  # the month that nobody asks for any more answers last
+        with owner.page.expect_response("**/report?*") as answer:
+            route.continue_()
+        answer.value.finished()
+        expect(figures).to_contain_text("1,250.50")
+    expect(button).to_be_enabled()
+    owner.page.unroute("**/report?*")
+    owner.page.context.set_offline(True)
+    month.select_option(index=1)
+    owner.hears("No connection.")
+    expect(figures).to_be_hidden()
+    expect(button).to_be_disabled()
+    owner.page.context.set_offline(False)
+    expect(owner.page.get_by_text("No money moved in this month.")).to_be_visible()

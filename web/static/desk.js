@@ -104,22 +104,17 @@ class Trouble extends Error {
 async function call(method, path, body, headers = {}) {
   const sent = { Authorization: `Bearer ${token}`, ...(body && { "Content-Type": "application/json" }), ...headers };
   const how = { method, headers: sent, body: body && JSON.stringify(body), credentials: "omit" };
-  let answer, json;
-  try {
-    answer = await fetch(`${BASE}/api/v1${path}`, { ...how, signal: AbortSignal.timeout(60_000) });
-    json = await answer.json();
-  } catch {
-    throw new Trouble("No answer came. What you typed is still here: check your connection, then try again.");
-  }
+  const asked = fetch(`${BASE}/api/v1${path}`, { ...how, signal: AbortSignal.timeout(60_000) });
+  const answer = await asked.catch(() => null), json = await answer?.json().catch(() => null);
+  if (!json) throw new Trouble("No answer came. What you typed is still here: check your connection, then try again.");
   if (answer.ok) return json;
-  const { status } = answer;
-  if ([401, 403].includes(status) && token) leave("The server no longer takes this token, so it was forgotten here.");
+  if ([401, 403].includes(answer.status) && token) leave("The server no longer takes this token, so it was forgotten here.");
   const messages = {
     401: "This is not the token. Look for ADMIN_TOKEN in the server’s settings.",
     403: "The server has no ADMIN_TOKEN: set one, and restart it.",
     429: `Too many tries. Wait ${answer.headers.get("Retry-After")} seconds, then try again.`,
   };
-  throw new Trouble(messages[status] ?? json.message, { status, errors: json.errors });
+  throw new Trouble(messages[answer.status] ?? json.message, { status: answer.status, errors: json.errors });
 }
 
 // Forms and questions
@@ -212,7 +207,8 @@ async function payments(_, how) {
   const { payments: found, next } = await call("GET", `/payments?${query}`);
   if (mine !== search) return; // something else is sought by now
   const before = new Map(shown.map((each) => [each.id, JSON.stringify(each)]));
-  const older = isNews && next ? shown.slice(shown.findIndex(({ id }) => id === found.at(-1).id) + 1) : [];
+  const last = isNews && next ? shown.findIndex(({ id }) => id === found.at(-1).id) : -1;
+  const older = last < 0 ? [] : shown.slice(last + 1); // unless too much is new: then it is below "more"
   if (how !== "more") shown = [...found, ...older];
   else shown = [...shown, ...found.filter(({ id }) => !before.has(id))]; // a double click
   if (older.length === 0) after = next;
@@ -239,11 +235,12 @@ async function payment(id, how) {
   if (way()[1] === id) fill($("story"), { whole, refunds, story }, () => [storyOf(whole, refunds, story)]);
 }
 
-/** The charges of a payment, with what can still be given back of each: of its own at most the price. */
+/** The charges of a payment, with what can still be given back of each: of one that pays it at most the price. */
 function chargesOf(payment, refunds, story) {
   return story.filter(({ what }) => what === "charge").map(({ facts: { reference, currency, ...facts } }) => {
     const isOwn = reference === payment.reference, amount = Number(facts.amount);
-    const most = isOwn && currency === payment.currency ? Math.min(amount, payment.amount) : amount;
+    const isPrice = isOwn && currency === payment.currency && payment.status !== "review";
+    const most = isPrice ? Math.min(amount, payment.amount) : amount;
     const isBack = (each) => each.reference === reference && !["refused", "failed", "not_made"].includes(each.status);
     const back = refunds.filter(isBack).reduce((sum, each) => sum + each.amount, 0);
     return { reference, isOwn, currency, amount, left: Math.round((most - back) * 100) / 100 };
@@ -372,17 +369,22 @@ function withdraw({ order }) {
 // The report
 
 const SUMS = ["gross", "fees", "refunds", "net"];
+let reported = "";
 
+/** The report of the chosen month. While it is awaited, no other month's is shown. */
 async function report(_, how) {
-  if (how && told.has($("figures"))) return;
-  const since = `${$("month").value}-01`, end = new Date(since);
+  const month = $("month").value, since = `${month}-01`, end = new Date(since);
+  if (how && reported === month) return;
+  $("csv").disabled = $("figures").hidden = reported !== month;
   end.setUTCMonth(end.getUTCMonth() + 1);
   const { report: { rows } } = await call("GET", `/report?since=${since}&until=${end.toISOString().slice(0, 10)}`);
+  if (month !== $("month").value) return; // another month is asked for by now
+  reported = month;
   const days = new Date(end - 1).getUTCDate(), totals = rows.filter(({ by }) => by === "total");
   fill($("figures"), [since, rows], () => totals.map((total) => figures(total, rows, days)));
-  $("quiet").hidden = rows.length > 0;
+  $("figures").hidden = false;
   $("csv").disabled = rows.length === 0;
-  $("csv").onclick = () => download(`payments-${$("month").value}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }));
+  $("csv").onclick = () => download(`payments-${month}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }));
 }
 
 /** The sums of one currency, a bar for each of the month's days, and both again as tables. */
@@ -441,8 +443,8 @@ async function load(how) {
 function go(event) {
   const [name] = way(), view = $(`view-${name}`), from = event && new URL(event.oldURL).hash;
   for (const each of Object.keys(VIEWS)) $(`view-${each}`).hidden = each !== name;
-  const isHere = ({ hash }) => hash.startsWith(`#${name}`); // a payment is among the payments
-  for (const link of document.querySelectorAll("nav a")) link.ariaCurrent = isHere(link) ? "page" : null;
+  // A payment is among the payments.
+  for (const link of document.querySelectorAll("nav a")) link.ariaCurrent = link.hash.startsWith(`#${name}`) && "page";
   document.querySelector("dialog[open]")?.close(); // the question was of another view
   say("");
   load(name === "payments" && shown.length > 0 ? "news" : undefined);
