@@ -198,6 +198,8 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> b
         {**vars(charge), "payment_id": payment.id, "created_at": payment.created_at, "actor": actor},
         prepare=True,
     )
+    if actor != "webhook":  # which had nobody to tell of the payment
+        db.close_ended(conn, actor, ["unknown_reference"], charge.reference)
     if payment.charge_reference is None:
         _follow_charge(conn, payment, charge, actor)
     elif payment.charge_reference != charge.reference:
@@ -289,7 +291,9 @@ def _difference(charge: money.Charge, payment: Payment) -> str:
     )
 
 
-def accept(database: Database, payment: Payment, operator: str, reason: str, currency: str | None = None) -> None:
+def accept(
+    database: Database, payment: Payment, operator: str, reason: str, *, currency: str | None, dry_run: bool = False
+) -> None:
     """End a review: the charge counts as the payment. If the charge and the price differ in currency, `currency` must
     name the charge's. Raises db.Impossible, also if a refund of the charge is open or made."""
 
@@ -306,6 +310,8 @@ def accept(database: Database, payment: Payment, operator: str, reason: str, cur
             )
         if charge.spent_minor:
             raise db.Impossible(f"a refund of {charge.reference} is open or made: it cannot be accepted")
+        if dry_run:
+            return
         conn.execute(
             """
             UPDATE payments
@@ -366,10 +372,10 @@ cardholder may dispute for about 120 days (the rule of Visa and Mastercard), and
 
 def import_refunds(database: Database, gateway: paystack.Gateway, payment: Payment, asked_at: datetime) -> None:
     """Record the listed refunds of a paid payment. Raises paystack.Unavailable and Misconfigured."""
-    for each in refunds.list_refunds(database, gateway, payment.created_at - timedelta(days=1)):
-        if not isinstance(each, money.Refund):
-            continue
-        if (each.charge_reference or payment.reference).startswith(payment.reference):
+    for each in gateway.refunds(payment.created_at - timedelta(days=1)):
+        if isinstance(each, money.Refund) and (each.charge_reference or payment.reference).startswith(
+            payment.reference
+        ):
             refunds.record_refund(database, gateway.mode, each, "worker")
     finish_poll_of_paid(database, payment, asked_at)
 
@@ -396,16 +402,22 @@ def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime
         adds_up = (row["refunded_minor"] or 0) >= payment.charged_minor
         import_seconds = None
         is_awaited = row["awaited_seconds"] is not None
-        if is_awaited and not (adds_up if row["reversed_at"] else row["was_told_before"] and _is_found(conn, payment)):
+        found = _found(conn, payment) if is_awaited else []
+        if is_awaited and not (adds_up if row["reversed_at"] else row["was_told_before"] and found and all(found)):
             import_seconds = next_import_seconds(row["awaited_seconds"])
-            if import_seconds is None and row["reversed_at"]:
-                subject, cause = payment.charge_reference or payment.id, str(row["reversed_at"])
-                db.open_incident(conn, payment.mode, "chargeback", subject, payment.id, cause=cause)
+        subject = payment.charge_reference or payment.id
+        if import_seconds is None and row["reversed_at"] and not adds_up and is_answered:
+            cause = str(row["reversed_at"])
+            db.open_incident(conn, payment.mode, "chargeback", subject, payment.id, cause=cause)
+        elif import_seconds is None and None in found:
+            db.open_incident(conn, payment.mode, "unreadable_refund", subject, payment.id)
         verify_seconds = next_verify_seconds(row["charge_seconds"], is_answered=is_answered)
         conn.execute(
             """
             UPDATE payments
-               SET poll_at = now() + make_interval(secs => coalesce(%(import_seconds)s::float8, %(verify_seconds)s)),
+               SET poll_at = CASE WHEN poll_at <= now() THEN poll_at -- an event has made it due meanwhile
+                                  ELSE now() + make_interval(secs => coalesce(%(import_seconds)s::float8,
+                                                                              %(verify_seconds)s)) END,
                    refunds_awaited_since = CASE WHEN %(import_seconds)s::float8 IS NOT NULL
                                                 THEN refunds_awaited_since END
              WHERE id = %(id)s
@@ -416,9 +428,10 @@ def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime
     database.transaction(work)
 
 
-def _is_found(conn: BoundedConnection, payment: Payment) -> bool:
-    """Whether our rows have each refund that an event told of, with a status at least as late. An event without an id
-    may be about any refund of its amount: then all of these must be as late."""
+def _found(conn: BoundedConnection, payment: Payment) -> list[bool | None]:
+    """For each event that told of a refund, whether our rows have the refund with a status at least as late; None if
+    they do not have it at all. An event without an id may be about any refund of its amount: then all of these must be
+    as late."""
     told = conn.execute(
         """
         SELECT body FROM provider_events
@@ -426,11 +439,12 @@ def _is_found(conn: BoundedConnection, payment: Payment) -> bool:
         """,
         {"mode": payment.mode, "references": db.references_of(payment.reference)},
     ).fetchall()
-    return bool(told) and all(_is_known(conn, paystack.read_event(row["body"].encode(), payment.mode)) for row in told)
+    events = [paystack.read_event(row["body"].encode(), payment.mode) for row in told]
+    return [event is not None and _is_known(conn, event) for event in events]
 
 
-def _is_known(conn: BoundedConnection, event: paystack.Event | None) -> bool:
-    row = event and db.only_row(
+def _is_known(conn: BoundedConnection, event: paystack.Event) -> bool | None:
+    known: bool | None = db.only_row(
         conn,
         """
         SELECT bool_and(coalesce(array_position(%(words)s, status), 0) >= array_position(%(words)s, %(status)s))
@@ -441,8 +455,8 @@ def _is_known(conn: BoundedConnection, event: paystack.Event | None) -> bool:
                     ELSE provider_id = %(refund_id)s END
         """,
         {**vars(event), "status": event.name.removeprefix("refund."), "words": list(paystack.REFUND_WORDS)},
-    )
-    return bool(row and row["is_known"])
+    )["is_known"]
+    return known
 
 
 def next_verify_seconds(age_seconds: float, *, is_answered: bool = True) -> float | None:

@@ -33,6 +33,7 @@ import db
 import money
 import paystack
 from db import BoundedConnection, Database, DatabaseUnavailable, Payment
+from settings import Settings
 
 SHORTEST_CALL_SECONDS = 1
 
@@ -104,22 +105,17 @@ class Settled:
 
 @dataclass(frozen=True)
 class Checkout:
-    """Where payments are started. `pay_url` is the customer's page, without the id.
-
-    `slots`: how many threads may wait for the provider at once. If the provider hangs, the other threads still serve
-    reads and webhooks.
-    """
+    """Where payments are started. `slots`: how many threads may wait for the provider at once. If the provider hangs,
+    the other threads still serve reads and webhooks."""
 
     database: Database
     gateway: paystack.Gateway
-    pay_url: str
-    lease_seconds: float
-    ttl_seconds: float
+    settings: Settings
     slots: threading.BoundedSemaphore
 
     def budget_seconds(self) -> float:
         """For how long after taking a lease we may call the provider: one call and a half, and never past the lease."""
-        return min(1.5 * self.gateway.timeout_seconds + 1, self.lease_seconds - 1)
+        return min(1.5 * self.gateway.timeout_seconds + 1, self.settings.lease_seconds - 1)
 
 
 def key_of(text: str | None) -> bytes:
@@ -166,8 +162,8 @@ def reserve(checkout: Checkout, key: bytes, order: Order) -> Reservation:
         "token": token,
         "id": db.derived_name("PAY", secret, mode, key),
         "reference": db.derived_name("PG", secret, mode, key),
-        "lease_seconds": checkout.lease_seconds,
-        "ttl_seconds": order.expires_in or checkout.ttl_seconds,
+        "lease_seconds": checkout.settings.lease_seconds,
+        "ttl_seconds": order.expires_in or checkout.settings.payment_ttl_seconds,
     }
 
     def work(conn: BoundedConnection) -> Reservation:
@@ -178,7 +174,7 @@ def reserve(checkout: Checkout, key: bytes, order: Order) -> Reservation:
         found = _read_key(conn, values, taken_at)
         if found is not None and found.answer is None and found.token != token:
             if not _take_over(conn, values):
-                raise InFlight(checkout.lease_seconds)
+                raise InFlight(checkout.settings.lease_seconds)
             found = _read_key(conn, values, taken_at)
         if found is None:
             raise DatabaseUnavailable("the key was lost while it was read")
@@ -331,7 +327,7 @@ class Walk:
 
     def _initialize_once(self) -> paystack.Opened | paystack.Duplicate | paystack.Refused:
         reference = db.reference_of_attempt(self.payment.reference, self.attempt)
-        page_url = self.checkout.pay_url + self.payment.id
+        page_url = f"{self.checkout.settings.public_url}/pay/{self.payment.id}"
         return self.checkout.gateway.initialize(self.payment, reference, page_url, self._call_seconds())
 
     def _verify(self) -> money.Charge | paystack.Unpaid | paystack.UnderWay | paystack.NotFound:

@@ -80,13 +80,13 @@ def parse(text: str, currency: str) -> int:
     return amount_minor
 
 
-def parse_part(text: str, currency: str) -> int:
+def parse_part(text: str, currency: str, decimals: int | None = None) -> int:
     """The amount written in `text` (major units, a JSON number or a plain decimal) as `amount_minor`.
 
     Raises ValueError with a message for the sender: not a number, not above 0, too many digits, or more decimals than
-    the currency has. Never rounds; zeros at the end do not count as decimals.
+    the currency has (or `decimals`). Never rounds; zeros at the end do not count as decimals.
     """
-    decimals = decimals_of(currency)
+    decimals = decimals_of(currency) if decimals is None else decimals
     try:
         # Decimal alone would also take 5_000, NaN and the digits of every script.
         amount = Decimal(text if NUMBER.fullmatch(text) else "")

@@ -44,14 +44,8 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
         self.gateway = paystack.Gateway(
             settings.paystack_secret_keys, settings.paystack_url, settings.paystack_timeout_seconds, settings.mode
         )
-        self.checkout = checkout.Checkout(
-            database=self.database,
-            gateway=self.gateway,
-            pay_url=settings.public_url + "/pay/",
-            lease_seconds=settings.lease_seconds,
-            ttl_seconds=settings.payment_ttl_seconds,
-            slots=threading.BoundedSemaphore(settings.slots),
-        )
+        slots = threading.BoundedSemaphore(settings.slots)
+        self.checkout = checkout.Checkout(self.database, self.gateway, settings, slots)
         self.clients = guards.Clients(settings.trusted_proxies)
         self.guard = guards.Guard(settings, self.clients)
         self.office = office.Office(settings, self.database, self.gateway, self.checkout, self.guard)

@@ -97,7 +97,7 @@ class RefundRefused:
 class Unreadable:
     """A row of a list that cannot be read, and the names of its charge."""
 
-    reference: str | None
+    charge_reference: str | None
     charge_provider_id: int | None
     note: str | None
 
@@ -309,7 +309,7 @@ class Gateway:
                 raise Unavailable("unreadable")
             if rows and rows == before:
                 raise Unavailable("incomplete")
-            yield from (row for row in rows if row.get("domain", self.mode) == self.mode)
+            yield from (row for row in rows if row.get("domain") in (None, self.mode))
             seen, before, meta = seen + len(rows), rows, meta if isinstance(meta, dict) else {}
             total, pages = max(total, _whole(meta.get("total")) or 0), _whole(meta.get("pageCount")) or 0
             cursor = meta.get("next")

@@ -21,7 +21,7 @@ refunds of its own charge. Calls to Paystack hold no database connection.
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -94,11 +94,12 @@ class RefundDue:
     sent_seconds: float
     """Since our call ended. A call without an end counts as ended two minutes after it began."""
 
-    def may_be(self, listed: money.Refund) -> bool:
-        """Whether the listed refund is of the same charge, or has our note."""
+    def may_be(self, listed: money.Refund | paystack.Unreadable) -> bool:
+        """Whether the listed refund may be of the same charge, or has our note."""
         if listed.note == self.refund.id or listed.charge_reference == self.refund.charge_reference:
             return True
-        return listed.charge_reference is None and listed.charge_provider_id == self.charge_provider_id
+        ids = {listed.charge_provider_id, self.charge_provider_id}
+        return listed.charge_reference is None and (None in ids or len(ids) == 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Request:
 
     def amount_minor(self, currency: str) -> int | None:
         try:
-            return None if self.amount is None else money.parse_part(self.amount, currency)
+            # A charge may have hundredths of a whole currency: an underpayment, or fees that the customer bore.
+            return None if self.amount is None else money.parse_part(self.amount, currency, decimals=2)
         except ValueError as error:
             raise db.Impossible(f"the amount {error}") from None
 
@@ -287,6 +289,8 @@ def end_sending(database: Database, refund: Refund, *, refused_because: str | No
     statement = """
         UPDATE refunds
            SET send_ended_at = clock_timestamp(), refused_because = %(refused_because)s,
+               -- A failover may have lost that it was sent: then it would be sent again.
+               sent_at = CASE WHEN %(refused_because)s::text IS NULL THEN coalesce(sent_at, clock_timestamp()) END,
                status = CASE WHEN status = 'unanswered' AND %(refused_because)s::text IS NOT NULL THEN 'refused'
                              ELSE status END,
                poll_at = CASE WHEN %(refused_because)s::text IS NULL THEN poll_at END
@@ -323,42 +327,22 @@ def poll_due(database: Database, gateway: paystack.Gateway, limit: int) -> int:
 def _look_for_unanswered(database: Database, gateway: paystack.Gateway, sought: list[RefundDue]) -> None:
     """Look for the refunds without an answer in one complete list of the account's refunds since their charges."""
     since = min(due.charged_at for due in sought) - timedelta(days=1)
-    readable = (each for each in list_refunds(database, gateway, since) if isinstance(each, money.Refund))
-    listed = [each for each in readable if any(due.may_be(each) for due in sought)]
+    try:
+        rows = [each for each in gateway.refunds(since) if any(due.may_be(each) for due in sought)]
+    except (paystack.Unavailable, paystack.Misconfigured):
+        for due in sought:  # there is no other poll that would open the incident
+            if next_poll_seconds(due.age_seconds) is None:
+                finish_poll(database, due.refund, None)
+        raise
+    listed = [each for each in rows if isinstance(each, money.Refund)]
+    unreadable = [each for each in rows if isinstance(each, paystack.Unreadable)]
     for each in listed:
         record_refund(database, gateway.mode, each, "worker")
     for due in sought:
-        if due.refund.status == "unanswered" and due.sent_seconds >= NOT_MADE_AFTER_SECONDS:
+        is_listed = any(each.note == due.refund.id for each in listed) or any(map(due.may_be, unreadable))
+        if due.refund.status == "unanswered" and due.sent_seconds >= NOT_MADE_AFTER_SECONDS and not is_listed:
             give_up(database, due.refund, listed)
         finish_poll(database, due.refund, next_poll_seconds(due.age_seconds))
-
-
-def list_refunds(
-    database: Database, gateway: paystack.Gateway, since: datetime
-) -> Iterator[money.Refund | paystack.Unreadable]:
-    """The provider's refunds from `since` on. Raises paystack.Misconfigured and paystack.Unavailable. A row that cannot
-    be read and may be ours makes the list incomplete, and raises Unavailable too."""
-    for each in gateway.refunds(since):
-        if isinstance(each, paystack.Unreadable):
-            if _may_be_ours(database, gateway.mode, each):
-                raise paystack.Unavailable("unreadable")
-            logger.warning("refund_not_read", extra={"reference": each.reference})
-        yield each
-
-
-def _may_be_ours(database: Database, mode: str, row: paystack.Unreadable) -> bool:
-    """Whether the row's reference, note or transaction's id is ours, or it has neither reference nor id. While we have
-    a charge whose id is unknown, a row with only an id may be of this charge."""
-    found = database.only_row(
-        """
-        SELECT EXISTS (SELECT FROM payments WHERE mode = %(mode)s AND reference = %(base)s)
-            OR EXISTS (SELECT FROM refunds WHERE mode = %(mode)s AND id = %(note)s)
-            OR EXISTS (SELECT FROM charges WHERE mode = %(mode)s AND (provider_id = %(charge_provider_id)s
-                       OR (provider_id IS NULL AND %(reference)s::text IS NULL))) AS is_ours
-        """,
-        {**vars(row), "mode": mode, "base": db.base_of(row.reference)},
-    )
-    return (row.reference is None and row.charge_provider_id is None) or bool(found["is_ours"])
 
 
 def next_poll_seconds(age_seconds: float) -> float | None:
@@ -379,7 +363,7 @@ def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -
         UPDATE refunds r SET poll_at = now() + make_interval(secs => %(lease_seconds)s)
           FROM due, charges c
          WHERE r.id = due.id AND c.reference = r.charge_reference
-        RETURNING r.*, c.provider_id AS charge_provider_id, least(c.paid_at, c.recorded_at) AS charged_at,
+        RETURNING r.*, c.provider_id AS charge_provider_id, least(c.paid_at, c.recorded_at, r.created_at) AS charged_at,
                   extract(epoch FROM now() - r.created_at)::float8 AS age_seconds,
                   extract(epoch FROM now() - coalesce(
                       r.send_ended_at, coalesce(r.sent_at, r.created_at) + '2 min'))::float8 AS sent_seconds

@@ -206,7 +206,7 @@ CREATE TABLE incidents (
     kind text NOT NULL CONSTRAINT incident_kind_is_known CHECK (kind IN (
         'second_charge', 'unknown_reference', 'mismatch', 'references_used_up', 'dispute', 'chargeback',
         'refund_failed', 'refund_needs_attention', 'refund_not_final', 'refund_not_made', 'refund_revived',
-        'refunded_too_much', 'unreadable_event', 'never_ended', 'paid_after_cancel')),
+        'refunded_too_much', 'unreadable_refund', 'unreadable_event', 'never_ended', 'paid_after_cancel')),
     subject text NOT NULL,
     cause text NOT NULL DEFAULT '',
     payment_id text REFERENCES payments,

@@ -455,7 +455,9 @@ def finish_poll(
         left = conn.execute(
             """
             UPDATE payments
-               SET poll_at = now() + make_interval(secs => %(next_seconds)s), poll_leased_until = NULL,
+               SET poll_at = CASE WHEN poll_at <= now() THEN poll_at -- an event has made it due meanwhile
+                                  ELSE now() + make_interval(secs => %(next_seconds)s) END,
+                   poll_leased_until = NULL,
                    status = CASE WHEN status <> 'pending' OR NOT %(ends)s THEN status
                                  WHEN coalesce(%(declined)s, status_reason) IS NULL THEN 'expired' ELSE 'failed' END,
                    status_reason = CASE WHEN status = 'pending' THEN coalesce(%(declined)s, status_reason)
@@ -492,10 +494,36 @@ def apply_lists(database: Database, gateway: paystack.Gateway) -> int:
         if isinstance(charge, money.Charge) and db.REFERENCE_PATTERN.fullmatch(charge.reference):
             charges.record_charge(database, charge, "worker")
             found += 1
-    for listed in refunds.list_refunds(database, gateway, since):
-        if isinstance(listed, money.Refund) and (
-            listed.charge_reference is None or db.REFERENCE_PATTERN.fullmatch(listed.charge_reference)
-        ):
+    for listed in gateway.refunds(since):
+        if isinstance(listed, paystack.Unreadable):
+            note_unreadable(database, gateway.mode, listed)
+        elif listed.charge_reference is None or db.REFERENCE_PATTERN.fullmatch(listed.charge_reference):
             refunds.record_refund(database, gateway.mode, listed, "worker")
             found += 1
     return found
+
+
+def note_unreadable(database: Database, mode: str, row: paystack.Unreadable) -> None:
+    """Open an incident for a listed row that cannot be read, if it may be ours."""
+    logger.warning("refund_not_read", extra={"reference": row.charge_reference})
+    if may_be_ours(database, mode, row):
+        subject = row.charge_reference or row.note or str(row.charge_provider_id or "an unnamed charge")
+        query = "SELECT id FROM payments WHERE mode = %(mode)s AND reference = %(base)s"
+        ids = [each["id"] for each in database.rows(query, {"mode": mode, "base": db.base_of(row.charge_reference)})]
+        kind, payment_id = "unreadable_refund", next(iter(ids), None)
+        database.transaction(lambda conn: db.open_incident(conn, mode, kind, subject, payment_id))
+
+
+def may_be_ours(database: Database, mode: str, row: paystack.Unreadable) -> bool:
+    """Whether the row's reference, note or transaction's id is ours, or it has neither reference nor id. While we have
+    a charge whose id is unknown, a row with only an id may be of this charge."""
+    found = database.only_row(
+        """
+        SELECT EXISTS (SELECT FROM payments WHERE mode = %(mode)s AND reference = %(base)s)
+            OR EXISTS (SELECT FROM refunds WHERE mode = %(mode)s AND id = %(note)s)
+            OR EXISTS (SELECT FROM charges WHERE mode = %(mode)s AND (provider_id = %(charge_provider_id)s
+                       OR (provider_id IS NULL AND %(charge_reference)s::text IS NULL))) AS is_ours
+        """,
+        {**vars(row), "mode": mode, "base": db.base_of(row.charge_reference)},
+    )
+    return (row.charge_reference is None and row.charge_provider_id is None) or bool(found["is_ours"])

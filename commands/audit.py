@@ -290,7 +290,8 @@ RULES = {
         SELECT DISTINCT reference AS subject FROM provider_events e
          WHERE outcome = 'noted' AND name = 'charge.success'
            AND NOT EXISTS (SELECT FROM payments WHERE reference = left(e.reference, 29) AND mode = e.mode)
-           AND NOT EXISTS (SELECT FROM incidents WHERE kind = 'unknown_reference' AND subject = e.reference)
+           AND NOT EXISTS (SELECT FROM incidents
+                            WHERE kind IN ('unknown_reference', 'unreadable_event') AND subject = e.reference)
     """,
     "was refused a checkout page, and has one": """
         SELECT p.id AS subject FROM payments p JOIN idempotency_keys k ON k.payment_id = p.id

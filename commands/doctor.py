@@ -138,6 +138,7 @@ def about_database(health: commands.Row) -> Iterator[Finding]:
     late = {
         "poll": ("polls", "start the worker: RUN_WORKER=1, or python manage.py worker"),
         "refund": ("polls of refunds", "start the worker: RUN_WORKER=1, or python manage.py worker"),
+        "list": ("the daily look at Paystack's lists", "see the log for worker_apply_lists"),
         "event": ("an event that failed", "see the log for event_not_applied"),
         "notification": ("notifications", "see whether NOTIFY_URL answers"),
     }
@@ -168,6 +169,8 @@ def health(conn: db.BoundedConnection, mode: str) -> commands.Row:
                  WHERE mode = %(mode)s AND poll_at <= now()) AS poll_seconds,
                (SELECT extract(epoch FROM now() - min(poll_at))::float8 FROM refunds
                  WHERE mode = %(mode)s AND poll_at <= now()) AS refund_seconds,
+               (SELECT extract(epoch FROM now() - max(done_at) - interval '2 days')::float8 FROM jobs
+                 WHERE mode = %(mode)s AND name = 'apply_lists') AS list_seconds,
                (SELECT extract(epoch FROM now() - min(received_at))::float8 FROM provider_events
                  WHERE mode = %(mode)s AND retry_at IS NOT NULL) AS event_seconds,
                (SELECT extract(epoch FROM now() - min(due_at))::float8 FROM notifications

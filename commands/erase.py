@@ -30,8 +30,8 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> int:
     operator, kept, erased = commands.operator_of(arguments), 0, 0
     with commands.reading(url) as conn, db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
-        whose = arguments.email or arguments.name
-        ids = payments_of(conn, whose) if arguments.email else iter([commands.named(conn, whose).id])
+        whose = arguments.name if arguments.email is None else arguments.email
+        ids = iter([commands.named(conn, whose).id]) if arguments.email is None else payments_of(conn, whose)
         if not arguments.dry_run:
             commands.confirm(arguments, f"Erase the personal data of {whose}? This cannot be undone.")
         for payment_id in ids:
@@ -80,9 +80,9 @@ def _refuse_to_erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> Non
         raise db.Impossible(f"an event of {payment['id']} has not been applied yet")
 
 
-def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -> None:
+def _erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> None:
     references = db.references_of(payment["reference"])
-    values = {**payment, "operator": operator, "references": references, "fingerprint": secrets.token_bytes(32)}
+    values = {**payment, "references": references, "fingerprint": secrets.token_bytes(32)}
     for statement in (
         """
         UPDATE payments
@@ -90,10 +90,11 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -
                description = CASE WHEN description IS NOT NULL THEN 'erased' END, metadata = NULL, return_url = NULL,
                status_reason = CASE WHEN status_reason IS NOT NULL THEN 'erased' END,
                erased_at = clock_timestamp(), salt = gen_random_uuid()
-         WHERE id = %(id)s AND changed_by(%(operator)s, 'erased')
+         WHERE id = %(id)s AND erased_at IS NULL
         """,
         """
-        UPDATE idempotency_keys SET fingerprint = %(fingerprint)s WHERE payment_id = %(id)s
+        UPDATE idempotency_keys SET fingerprint = %(fingerprint)s
+         WHERE payment_id = %(id)s AND %(erased_at)s::timestamptz IS NULL
         """,
         """
         UPDATE refunds
@@ -102,7 +103,7 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -
          WHERE payment_id = %(id)s
         """,
         """
-        UPDATE incidents SET close_reason = 'erased' WHERE payment_id = %(id)s AND close_reason IS NOT NULL
+        UPDATE incidents SET close_reason = 'erased' WHERE payment_id = %(id)s AND close_reason <> 'erased'
         """,
         """
         UPDATE notifications SET facts = facts || '{"status_reason": "erased"}'
@@ -117,7 +118,7 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any], operator: str) -
 
 def erase_payment(database: db.Database, payment_id: str, operator: str, *, dry_run: bool = False) -> bool:
     """Overwrite a payment's personal data wherever they are stored; the money facts and the audit trail stay whole.
-    False when that has been done before. Raises db.Impossible.
+    False when that has been done before; then only what was written since is overwritten. Raises db.Impossible.
 
     The fingerprint of its key becomes random: the order could be guessed from it.
     """
@@ -126,13 +127,12 @@ def erase_payment(database: db.Database, payment_id: str, operator: str, *, dry_
     def work(conn: db.BoundedConnection) -> bool:
         nonlocal is_ours
         conn.execute("SELECT FROM idempotency_keys WHERE payment_id = %(id)s FOR UPDATE", {"id": payment_id})
-        payment = db.only_row(conn, "SELECT * FROM payments WHERE id = %(id)s FOR UPDATE", {"id": payment_id})
-        if payment["erased_at"] is not None:
-            return is_ours  # by a run whose COMMIT was not answered
+        query = "SELECT * FROM payments WHERE id = %(id)s AND changed_by(%(operator)s, 'erased') FOR UPDATE"
+        payment = db.only_row(conn, query, {"id": payment_id, "operator": operator})
         _refuse_to_erase(conn, payment)
         if not dry_run:
-            _erase(conn, payment, operator)
-            is_ours = True
-        return True
+            _erase(conn, payment)
+        is_ours = is_ours or payment["erased_at"] is None  # by a run whose COMMIT was not answered, too
+        return is_ours
 
     return database.transaction(work)

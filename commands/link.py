@@ -46,8 +46,12 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
         if made.order and links.is_withdrawn(database, values.mode, made.order):
             raise Refused(f"the links of order {made.order} were withdrawn: give it another number")
         address = made.address(values, database.secret())
+    try:
+        code = segno.make_qr(address) if arguments.qr else None
+    except segno.DataOverflowError:
+        raise Refused("the link is too long for a QR code: shorten --description or --order") from None
     print(address)
-    if arguments.qr:
-        segno.make_qr(address).terminal(out=sys.stderr, compact=True)
+    if code is not None:
+        code.terminal(out=sys.stderr, compact=True)
     commands.print_next(f"list --order {shlex.quote(made.order)}" if made.order else "list")
     return 0

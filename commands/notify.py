@@ -1,7 +1,7 @@
 """send a notification again, or a test
 
 For a payment, the worker sends its last notification again, whether or not that was delivered. With --dead it sends all
-that were given up after four days. Each keeps its webhook-id. A test is sent from here, at once, and its answer is
+that were given up after three days. Each keeps its webhook-id. A test is sent from here, at once, and its answer is
 printed.
 
 examples:

@@ -23,7 +23,7 @@ import commands
 import db
 import money
 import paystack
-import refunds
+import worker
 from commands import Environment, Parser, complain, print_next, provider
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         left_out: list[paystack.Unreadable] = []
         transactions = service.gateway.transactions(listed_from)
         charges = commands.watch(readable(transactions, left_out), unit=" charges")
-        listed = refunds.list_refunds(service.database, service.gateway, listed_from)
+        listed = service.gateway.refunds(listed_from)
         given_back = commands.watch(readable(listed, left_out), unit=" refunds")
         writer = csv.writer(sys.stdout, lineterminator="\n")
         if arguments.format == "csv":
@@ -58,12 +58,15 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
                 sides = ", ".join(f"{value} {side}" for value, side in ((there, "there"), (here, "here")) if value)
                 name = found["payment"] or "no payment"
                 print(f"{name}  {found['reference']}: {found['difference']} ({sides})")
+        ours = [row for row in left_out if worker.may_be_ours(service.database, service.gateway.mode, row)]
     if left_out:
         complain(f"rows of the lists that cannot be read, and were left out: {len(left_out):,}")
     if count:
         if arguments.format == "table" and found and found["payment"]:
             print_next(f"sync {found['payment']}")
         return complain(f"differences since {since:%Y-%m-%d}: {count:,}")
+    if ours:
+        return complain(f"of these may be ours, which proves nothing: {len(ours):,}")
     if arguments.format == "table":
         print(f"no difference since {since:%Y-%m-%d}")
         print_next("audit")

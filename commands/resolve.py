@@ -51,12 +51,18 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         return refund.give_back(arguments, service, request)
 
 
+IS_OPEN = "SELECT true FROM incidents WHERE id = %(number)s AND closed_at IS NULL"
+
+
 def close_incident(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     operator = commands.operator_of(arguments)
-    if not arguments.dry_run:
-        with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
-            if not db.close_incident(database, arguments.incident, operator, arguments.reason):
-                raise Refused(f"there is no open incident {arguments.incident}")
+    with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
+        if arguments.dry_run:
+            is_open = bool(database.rows(IS_OPEN, {"number": arguments.incident}))
+        else:
+            is_open = db.close_incident(database, arguments.incident, operator, arguments.reason)
+    if not is_open:
+        raise Refused(f"there is no open incident {arguments.incident}")
     print(f"incident {arguments.incident} {'would be ' if arguments.dry_run else ''}closed")
     print_next("doctor")
     return 0
@@ -65,12 +71,11 @@ def close_incident(arguments: argparse.Namespace, env: Environment, url: str) ->
 def accept(arguments: argparse.Namespace, env: Environment, url: str, payment: db.Payment) -> int:
     operator = commands.operator_of(arguments)
     what = f"{payment.id}, {payment.status_reason or payment.status}"
-    if arguments.dry_run:
-        print(commands.plain(f"would accept {what}"))
-        return 0
-    commands.confirm(arguments, f"Accept {what}?")
+    if not arguments.dry_run:
+        commands.confirm(arguments, f"Accept {what}?")
+    how = {"currency": arguments.currency, "dry_run": arguments.dry_run}
     with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
-        charges.accept(database, payment, operator, arguments.reason, arguments.currency)
-    print(f"{payment.id} is completed")
+        charges.accept(database, payment, operator, arguments.reason, **how)
+    print(commands.plain(f"would accept {what}") if arguments.dry_run else f"{payment.id} is completed")
     print_next(f"show {payment.id}")
     return 0

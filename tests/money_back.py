@@ -55,3 +55,12 @@ def settle(shop: Shop, sandbox: Sandbox, reference: str, status: str = "processe
     sandbox.move_refund(reference, status)
     assert shop.deliver(reference, f"refund.{status}").status_code == 200
     seek(shop)
+
+
+def wait_for_refunds(shop: Shop) -> None:
+    """The polls, until the half hour in which refunds are waited for is over."""
+    poll(shop)
+    shop.sql(
+        "UPDATE payments SET refunds_awaited_since = now() - interval '31 min' WHERE refunds_awaited_since IS NOT NULL"
+    )
+    poll(shop)

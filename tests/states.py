@@ -46,7 +46,7 @@ def accepted(shop: Shop) -> dict[str, Any]:
     payment = paid(shop, customer_email="underpaid@example.com")
     found = db.find_payment(shop.app.database, payment["id"])
     assert found is not None
-    charges.accept(shop.app.database, found, "operator:john", "close enough")
+    charges.accept(shop.app.database, found, "operator:john", "close enough", currency=None)
     return payment
 
 

@@ -214,7 +214,11 @@ def test_the_ages_of_what_is_awaited_are_by_the_databases_clock(shop: Shop) -> N
     assert stood is not None
     shop.app.database.run(lambda conn: charges.await_refunds(conn, stood.id))
     for seconds, is_awaited in ((1700, True), (1900, False)):
-        shop.sql("UPDATE payments SET refunds_awaited_since = now() - make_interval(secs => %s)", seconds)
+        shop.sql(
+            "UPDATE payments SET refunds_awaited_since = now() - make_interval(secs => %s),"
+            " poll_at = now() + interval '1 min'",
+            seconds,
+        )
         charges.finish_poll_of_paid(shop.app.database, stood, stood.created_at)
         rows = shop.sql("SELECT refunds_awaited_since IS NOT NULL AS is_awaited FROM payments")
         assert rows == [{"is_awaited": is_awaited}]

@@ -3,9 +3,11 @@
 
 import pytest
 
-from backstage import poll, poll_all, worker_of
+import charges
+import worker
+from backstage import make_due, poll, poll_all, worker_of
 from local.sandbox import Sandbox
-from money_back import DAY, incidents, settle
+from money_back import DAY, incidents, seek, settle, wait_for_refunds
 from shop import Shop, open_shop, sandbox, shop  # noqa: F401  # fixtures
 from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 
@@ -13,15 +15,6 @@ from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 def tell(shop: Shop, dispute: dict[str, object], what: str, resolution: str | None = None) -> None:
     told = shop.deliver(str(dispute["reference"]), f"charge.dispute.{what}", id=dispute["id"], resolution=resolution)
     assert told.status_code == 200
-
-
-def wait_for_refunds(shop: Shop) -> None:
-    """The polls, until the half hour in which refunds are waited for is over."""
-    poll(shop)
-    shop.sql(
-        "UPDATE payments SET refunds_awaited_since = now() - interval '31 min' WHERE refunds_awaited_since IS NOT NULL"
-    )
-    poll(shop)
 
 
 def test_a_second_dispute_of_a_charge_is_an_incident_of_its_own(shop: Shop, sandbox: Sandbox) -> None:
@@ -118,3 +111,28 @@ def test_a_paid_payment_without_an_answer_is_asked_about_again(shop: Shop, sandb
     wait_for_refunds(shop)
     wait_for_refunds(shop)
     assert incidents(shop) == ["chargeback"]
+
+
+def test_a_reversal_that_a_refund_explained_is_a_chargeback_once_the_refund_fails(
+    shop: Shop, sandbox: Sandbox, till: Till
+) -> None:
+    payment = paid(shop)
+    till.did("refund", payment["id"])
+    wait_for_refunds(shop)
+    sandbox.reverse(payment["reference"])
+    sandbox.move_refund(payment["reference"], "failed")
+    seek(shop)
+    wait_for_refunds(shop)
+    assert sorted(incidents(shop)) == ["chargeback", "refund_failed"]
+
+
+def test_what_an_event_makes_due_while_the_payment_is_polled_stays_due(shop: Shop, sandbox: Sandbox) -> None:
+    payment = paid(shop)
+    make_due(shop.database_url)
+    due = worker.claim_due(shop.app.database, "test", 100, "newest")
+    assert due is not None
+    worker.verify_references(shop.app.database, shop.app.gateway, due)
+    sandbox.reverse(payment["reference"])
+    tell(shop, sandbox.dispute(payment["reference"]), "resolve", "merchant-accepted")
+    charges.finish_poll_of_paid(shop.app.database, due.payment, due.asked_at)
+    assert shop.sql("SELECT poll_at <= now() AS is_due FROM payments") == [{"is_due": True}]

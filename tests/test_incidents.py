@@ -10,7 +10,7 @@ import psycopg.rows
 import charges
 import db
 import refunds
-from backstage import poll, second_of_two, worker_of
+from backstage import lose_all_rows, poll, second_of_two, worker_of
 from local.sandbox import Sandbox
 from money_back import incidents, settle
 from shop import OpenShop, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
@@ -224,3 +224,13 @@ def test_who_closes_an_incident_waits_for_its_payment_first(shop: Shop, sandbox:
         lambda database: db.close_incident(database, opened["id"], "operator:ada", "seen"),
         leaves="incidents",
     )
+
+
+def test_unknown_money_is_explained_once_its_payment_is_back(shop: Shop, sandbox: Sandbox) -> None:
+    payment = shop.created(key="one")
+    sandbox.pay(payment["reference"])
+    lose_all_rows(shop)
+    assert shop.deliver(payment["reference"]).status_code == 200
+    assert incidents(shop) == ["unknown_reference"]
+    assert shop.created(key="one")["status"] == "completed"
+    assert incidents(shop) == []

@@ -1,17 +1,19 @@
 # ruff: noqa: F811  (fixtures are imported by their names)
 """What Paystack lists, with other shops' rows among it, numbers that no column takes and pages shorter than asked."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
+import paystack
 import worker
 from backstage import make_due, meanwhile, worker_of
 from invariants import check_books, only_payment
 from local.sandbox import Sandbox
-from money_back import HOUR, age, incidents, only_refund, refunds, seek, settle, statuses
+from money_back import DAY, HOUR, MINUTE, age, incidents, only_refund, refunds, seek, settle, statuses, wait_for_refunds
 from shop import Shop, open_shop, sandbox, shop, sign, wait_until  # noqa: F401  # fixtures
 from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 
@@ -92,11 +94,11 @@ def test_a_refund_on_a_later_page_is_not_made_twice(shop: Shop, sandbox: Sandbox
 # Rows that cannot be read
 
 
-def lost_answer(shop: Shop, till: Till) -> dict[str, Any]:
+def lost_answer(shop: Shop, till: Till, *words: str) -> dict[str, Any]:
     """A payment with a refund that was made, and whose answer never came."""
     payment = paid(shop)
     shop.sandbox.fault("refund", "lost-answer")
-    assert till.run("refund", payment["id"]).status == 1
+    assert till.run("refund", payment["id"], *words).status == 1
     return payment
 
 
@@ -138,11 +140,12 @@ def test_a_list_with_a_refund_that_cannot_be_read_and_may_be_ours_proves_nothing
     assert kept or names in ("nothing", "a charge")
     age(shop, HOUR)
     shop.sql("UPDATE refunds SET poll_at = now()")
-    worker = worker_of(shop)
-    with pytest.raises(Exception, match="unreadable"):
-        worker.poll_refunds()
-    assert only_refund(shop)["status"] == "unanswered"
-    assert "gave no answer" in till.run("reconcile").err
+    worker_of(shop).poll_refunds()
+    assert (only_refund(shop)["status"], incidents(shop)) == ("unanswered", [])
+    daily_list(shop)
+    assert (only_refund(shop)["status"], incidents(shop)) == ("unanswered", ["unreadable_refund"])
+    done = till.run("reconcile")
+    assert done.status == 1
     sandbox.alter_refund(made["id"], amount=5000, transaction=made["transaction_id"], currency="NGN")
     sandbox.ledger.refunds[made["id"]].without.clear()
     sandbox.ledger.refunds[made["id"]].altered.clear()
@@ -330,8 +333,6 @@ def test_a_refund_that_is_told_of_while_the_list_is_read_is_looked_for_again(sho
         wait_until(lambda: sandbox.calls("list-refunds") == 1)
         give_back_and_tell()
     done()
-    assert len(refunds(shop)) == 1
-    seek(shop)
     assert shop.get(payment["id"])["refunded_amount"] == 20
 
 
@@ -373,3 +374,77 @@ def test_of_two_refunds_of_one_amount_the_other_one_is_awaited(shop: Shop, sandb
 def seek_for(shop: Shop, payment: dict[str, Any], event: str) -> None:
     assert shop.deliver(payment["reference"], event).status_code == 200
     seek(shop)
+
+
+def unreadable_refund_elsewhere(shop: Shop) -> None:
+    """The newest refund that the provider lists is of another payment, and cannot be read."""
+    shop.sandbox.dashboard_refund(paid(shop)["reference"], 1000)
+    shop.sandbox.alter_refund(shop.sandbox.refunds()[-1]["id"], amount=None)
+
+
+def test_a_refund_that_cannot_be_read_hides_no_other_payments_news(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    payment, reversed_ = paid(shop), paid(shop)
+    sandbox.dashboard_refund(payment["reference"], 1000)
+    sandbox.move_refund(payment["reference"], "processed")
+    sandbox.reverse(reversed_["reference"])
+    unreadable_refund_elsewhere(shop)
+    daily_list(shop)
+    assert shop.get(payment["id"])["refunded_amount"] == 10
+    wait_for_refunds(shop)
+    assert sorted(incidents(shop)) == ["chargeback", "unreadable_refund"]
+    daily_list(shop)
+    assert len(incidents(shop)) == 2, "told once"
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_refund_that_no_list_proves_is_an_incident_after_thirty_days(
+    shop: Shop, sandbox: Sandbox, till: Till, is_listed: bool
+) -> None:
+    lost_answer(shop, till)
+    unreadable_refund_elsewhere(shop)
+    sandbox.alter_refund(sandbox.refunds()[0]["id"], amount=0)
+    if not is_listed:
+        sandbox.fault("list-refunds", "invalid-key", times=None)
+    age(shop, 31 * DAY)
+    for _ in range(2):
+        with suppress(paystack.Misconfigured):
+            worker_of(shop).poll_refunds()
+    assert (statuses(shop), incidents(shop)) == (["unanswered"], ["refund_not_final"])
+
+
+@pytest.mark.parametrize("altered", [{"domain": None}, {"amount": 0}])
+def test_a_refund_that_is_listed_oddly_is_not_made_twice(
+    shop: Shop, sandbox: Sandbox, till: Till, altered: dict[str, Any]
+) -> None:
+    payment = lost_answer(shop, till, "--amount", "10")
+    sandbox.alter_refund(sandbox.refunds()[0]["id"], **altered)
+    age(shop, 31 * MINUTE)
+    seek(shop)
+    till.run("refund", "--amount", "10", payment["id"])
+    assert len(sandbox.refunds()) == 1
+
+
+def test_a_clock_that_was_ahead_proves_no_refund_unmade(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    payment = lost_answer(shop, till, "--amount", "10")
+    with psycopg.connect(shop.database_url) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE charges SET paid_at = NULL, recorded_at = now() + interval '3 days'")
+    age(shop, 31 * MINUTE)
+    seek(shop)
+    till.run("refund", payment["id"], "--amount", "10")
+    assert (statuses(shop), len(sandbox.refunds())) == (["pending"], 1)
+
+
+@pytest.mark.parametrize("names", ["another currency", "no charge of ours"])
+def test_a_refund_that_an_event_tells_of_and_no_list_shows_is_an_incident(
+    shop: Shop, sandbox: Sandbox, names: str
+) -> None:
+    payment = paid(shop, customer_email="wide-id@example.com")
+    sandbox.dashboard_refund(payment["reference"], 2000)
+    if names == "another currency":
+        sandbox.ledger.refund_named(payment["reference"]).currency = "USD"
+    else:
+        sandbox.alter_refund(payment["reference"], ["transaction_reference"])
+    settle(shop, sandbox, payment["reference"])
+    wait_for_refunds(shop)
+    assert (refunds(shop), incidents(shop)) == ([], ["unreadable_refund"])

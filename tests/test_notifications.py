@@ -565,3 +565,16 @@ def test_a_change_while_the_one_before_it_is_sent_again_waits_for_it(shop: Shop)
         lambda database: refunds.record_refund(database, "test", refund, "worker"),
     )
     assert [row["due_at"] is not None for row in rows(shop)] == [True, False]
+
+
+def test_a_dead_one_that_is_sent_again_is_not_overtaken(shop: Shop, merchant: Merchant, till: Till) -> None:
+    reference = paid(shop)["reference"]
+    merchant.answers += [status(500), status(500), status(500)]
+    kill_off(shop)
+    give_back(shop, reference, 1000)
+    deliver(shop)  # the second, which fails
+    till.did("notify", "--dead")
+    deliver(shop)  # the first, which fails again
+    let_pass(shop, 10)
+    deliver(shop)
+    assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2, 1, 1, 2]

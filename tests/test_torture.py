@@ -26,6 +26,7 @@ from local import embedded
 from local.sandbox import Sandbox
 from proofs.torture import people, verdict
 from relay import Relay
+from settings import Settings
 from shop import ROOT, Server, Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from till import Till, open_till, paid, till  # noqa: F401  # fixtures
 
@@ -121,7 +122,8 @@ def test_requests_with_one_key_at_the_same_moment_meet_each_other_and_no_error(d
 
     with db.Database(database_url, 4) as database:
         gateway = paystack.Gateway(("sk_test_x",), "http://127.0.0.1:9", 1, "test")
-        opener = checkout.Checkout(database, gateway, "", 60, 3600, threading.BoundedSemaphore(4))
+        values = Settings(database_url="", paystack_secret_keys=gateway.keys, public_url="")
+        opener = checkout.Checkout(database, gateway, values, threading.BoundedSemaphore(4))
         for number in range(200):
             key = checkout.key_of(f"key-{number}")
             took = at_once([functools.partial(reserve, opener, key)] * 4)

@@ -559,6 +559,16 @@ def test_the_worker_alone_completes_a_paid_payment(shop: Shop) -> None:
     check_books(shop.database_url)
 
 
+@pytest.mark.parametrize("fault", ["invalid-key", "500", "429-retry-after"])
+def test_what_could_not_be_asked_is_a_failure_of_what_is_done_once(shop: Shop, fault: str) -> None:
+    shop.created()
+    worker_of(shop).run_once()
+    make_due(shop.database_url)
+    shop.sandbox.fault("verify", fault, times=None)
+    (line,) = worker_of(shop).run_once()
+    assert line == ("poll: the key is refused" if fault == "invalid-key" else "poll: no answer")
+
+
 def test_worker_once_does_what_is_due_and_ends(shop: Shop) -> None:
     payments = [shop.created() for _ in range(25)]
     for payment in payments:

@@ -139,7 +139,7 @@ class Resolve(Resource):
         if decision == "reject":
             give_back(self.office, resp, refunds.Request(payment.id, None, operator, reason, rejects=True))
         else:
-            charges.accept(database, payment, operator, reason, currency)
+            charges.accept(database, payment, operator, reason, currency=currency)
             answer(resp, "The payment is accepted.", payment=payment_json(self.office.find(payment_id)))
 
 

@@ -161,7 +161,9 @@ def finish_notification(
             """
             UPDATE notifications
                SET last_outcome = %(outcome)s,
-                   due_at = CASE WHEN NOT %(is_delivered)s THEN now() + make_interval(secs => %(pause_seconds)s) END,
+                   -- Null if it has to wait for an earlier one, which is sent again.
+                   due_at = CASE WHEN NOT %(is_delivered)s AND due_at IS NOT NULL
+                                 THEN now() + make_interval(secs => %(pause_seconds)s) END,
                    delivered_at = CASE WHEN %(is_delivered)s THEN clock_timestamp() END,
                    dead_at = CASE WHEN NOT %(is_delivered)s AND %(pause_seconds)s::float8 IS NULL
                                   THEN clock_timestamp() END
@@ -195,9 +197,14 @@ def send_again(database: db.Database, mode: str, payment_id: str | None) -> int:
         conn.execute("SELECT FROM payments WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [payment_ids])
         conn.execute(
             """
-            UPDATE notifications SET due_at = NULL, tries = 0, delivered_at = NULL, dead_at = NULL WHERE id = ANY(%s)
+            UPDATE notifications n SET due_at = NULL, tries = 0, delivered_at = NULL, dead_at = NULL
+             WHERE id = ANY(%(ids)s)
+                -- What comes after one of these waits for it again.
+                OR (payment_id = ANY(%(payment_ids)s) AND delivered_at IS NULL AND dead_at IS NULL AND EXISTS (
+                    SELECT FROM notifications again WHERE again.id = ANY(%(ids)s)
+                       AND again.payment_id = n.payment_id AND again.sequence < n.sequence))
             """,
-            [ids],
+            {"ids": ids, "payment_ids": payment_ids},
         )
         _make_first_due(conn, ids, payment_ids)
         return len(rows)

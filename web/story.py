@@ -77,6 +77,7 @@ INCIDENTS = {
     "refund_not_made": "refund {subject} was never made: refund again if the money is still owed",
     "refund_revived": "refund {subject} was made after all: was it made a second time meanwhile?",
     "refunded_too_much": "more of {subject} was given back than had come",
+    "unreadable_refund": "a refund of {subject} cannot be read or recorded here: look for it in Paystack's dashboard",
     "unreadable_event": "a signed event cannot be read ({subject}): see the webhook log in Paystack's dashboard",
     "paid_after_cancel": "paid as {subject} after the order was given up: fulfil it, or refund it",
     "never_ended": "its time is over, and Paystack does not say that it is unpaid: look for it in the dashboard",

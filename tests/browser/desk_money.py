@@ -243,7 +243,11 @@ def test_no_month_is_shown_or_downloaded_as_another(owner: Owner) -> None:
     button = owner.page.get_by_role("button", name="Download CSV")
     expect(figures).to_contain_text("1,250.50")
     held: list[Route] = []
-    owner.page.route("**/report?*", lambda route: held.append(route))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    owner.page.route("**/report?*", hold)
     month.select_option(index=1)
     expect(figures).to_be_hidden()
     expect(button).to_be_disabled()

@@ -12,6 +12,7 @@ import pytest
 import commands
 from commands import audit
 from ledger import as_superuser, checkpoint_of, ledger  # noqa: F401  # fixtures
+from local.sandbox import Sandbox
 from shop import Shop, open_shop, sandbox, shop, wait_until  # noqa: F401  # fixtures
 from till import Done, Till, open_till, paid, till  # noqa: F401  # fixtures
 
@@ -297,3 +298,11 @@ def test_a_transaction_that_never_ends_stops_the_audit_with_a_line(
 def test_the_hash_computed_here_is_the_databases(till: Till, ledger: list[dict[str, Any]]) -> None:
     rows = till.sql("SELECT e.*, lag(hash) OVER (PARTITION BY payment_id ORDER BY n) AS before FROM payment_events e")
     assert all(row["hash"] == audit.audit_row_hash(row["before"] or b"", row) for row in rows)
+
+
+def test_unknown_money_that_cannot_be_read_was_told_of(shop: Shop, sandbox: Sandbox, till: Till) -> None:
+    paid(shop)
+    unknown = f"PG-{'0' * 26}"
+    sandbox.charge_elsewhere(unknown)
+    assert shop.deliver(unknown, amount=None).status_code == 200
+    till.did("audit")

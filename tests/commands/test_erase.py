@@ -202,3 +202,29 @@ def test_who_erases_waits_for_the_key_before_he_takes_the_payment(shop: Shop) ->
         lambda database: erase.erase_payment(database, payment["id"], "operator:grace"),
         leaves="payments",
     )
+
+
+def test_what_is_written_of_the_person_after_an_erasure_is_erased_by_the_next(
+    shop: Shop, sandbox: Sandbox, till: Till
+) -> None:
+    payment = paid(shop, **PERSON)
+    till.did("erase", payment["id"])
+    till.did("refund", payment["id"], "--amount", "10.00", "--reason", "Ngozi secretly called")
+    assert till.run("erase", payment["id"]).status == 1, "the refund is under way"
+    settle(shop, sandbox, payment["reference"])
+    sandbox.dispute(payment["reference"])
+    assert shop.deliver(payment["reference"], "charge.dispute.create").status_code == 200
+    till.did("resolve", "--incident", "1", "--reason", "Ngozi called secretly")
+    assert traces(till) != []
+    for _ in range(2):
+        assert "has been erased before" in till.did("erase", payment["id"], "--by", "grace")
+    assert traces(till) == []
+    rows = till.sql("SELECT count(*) AS n FROM payment_events WHERE actor = 'operator:grace'")
+    assert rows == [{"n": 2}], "the refund's and the incident's, once"
+    till.did("audit")
+
+
+def test_no_address_is_nobodys(shop: Shop, till: Till) -> None:
+    paid(shop)
+    refused = till.run("erase", "--email", "", "--yes")
+    assert (refused.status, "no payment of" in refused.err) == (1, True)

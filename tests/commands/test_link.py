@@ -129,3 +129,9 @@ def test_it_is_drawn_for_a_camera_beside_the_link_alone(till: Till) -> None:
     drawn = [line for line in done.err.splitlines() if set(line) <= set(" ▀▄█")]
     assert len(drawn) > 20
     assert {len(line) for line in drawn} == {len(drawn[0])}
+
+
+def test_what_is_too_long_to_be_drawn_is_refused(till: Till) -> None:
+    refused = till.run("link", "--amount", "75", "--qr", "--description", "日" * 200, "--order", "日" * 300)
+    assert (refused.status, refused.out) == (1, "")
+    assert "too long for a QR code: shorten --description or --order" in refused.err

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import db
+import paystack
 from backstage import at_once
 from invariants import check_books
 from local.sandbox import Sandbox
@@ -192,7 +193,7 @@ def test_the_second_charge_is_given_back_and_the_payment_stays_completed(
     payment = paid(shop)
     second = pay_again(shop, sandbox, payment)
     assert incidents(shop) == ["second_charge"]
-    assert f"refund {second}" in till.did("show", payment["id"])
+    assert f"as {second}: refund that charge" in till.did("show", payment["id"])
     till.did("refund", second)
     settle(shop, sandbox, second)
     told = shop.get(payment["id"])
@@ -256,3 +257,24 @@ def test_the_sums_of_a_refund_are_of_its_charges_currency(shop: Shop, till: Till
     out = till.did("refund", payment["id"], "--amount", "20", "--dry-run")
     assert "give back GHS 20.00 of" in out and "GHS 30.00 would be left" in out
     assert "of GHS 20.00 for" in till.did("refund", payment["id"], "--amount", "20")
+
+
+@pytest.mark.parametrize("seconds", [0, 2 * MINUTE])
+def test_a_failover_that_forgets_that_a_refund_was_sent_sends_no_second(
+    shop: Shop, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    payment = paid(shop)
+    request = Request(payment["id"], "10", "operator:ada", key="one")
+    ask = paystack.Gateway.refund
+
+    def lost(gateway: paystack.Gateway, *what: Any) -> Any:
+        ask(gateway, *what)
+        shop.sql("SET session_replication_role = replica; UPDATE refunds SET sent_at = NULL")
+        raise paystack.Unavailable("no answer")
+
+    monkeypatch.setattr(paystack.Gateway, "refund", lost)
+    assert ask_refund(shop.app.database, shop.app.gateway, request).status == "unanswered"
+    age(shop, seconds)
+    with pytest.raises(RefundAsked):
+        ask_refund(shop.app.database, shop.app.gateway, request)
+    assert (sandbox.calls("refund"), statuses(shop)) == (1, ["unanswered"])

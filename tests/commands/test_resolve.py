@@ -1,6 +1,7 @@
 # ruff: noqa: F811  (fixtures are imported by their names)
 """A review and its two ends."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -166,3 +167,24 @@ def test_a_time_of_payment_that_cannot_be_is_not_believed(shop: Shop, sandbox: S
     shop.deliver(payment["reference"], paid_at=told.isoformat())
     (row,) = shop.sql("SELECT p.paid_at, c.recorded_at FROM payments p, charges c")
     assert row["paid_at"] == (row["recorded_at"] if days else told)
+
+
+def test_what_is_only_tried_is_refused_as_if_it_were_done(shop: Shop, till: Till, review: dict[str, Any]) -> None:
+    pending = shop.created()
+    for words in (["--incident", "999"], [pending["id"], "accept"]):
+        refused = till.run("resolve", *words, "--reason", "x", "--dry-run")
+        assert (refused.status, refused.out) == (1, "")
+    assert "would accept" in till.did("resolve", review["id"], "accept", "--reason", "x", "--dry-run")
+    assert "would be closed" in till.did("resolve", "--incident", "1", "--reason", "x", "--dry-run")
+    assert (shop.get(review["id"])["status"], incidents(shop)) == ("review", ["mismatch"])
+
+
+def test_hundredths_of_a_whole_currency_go_back(
+    open_shop: OpenShop, open_till: Callable[..., Till], sandbox: Sandbox
+) -> None:
+    sandbox.configure(currencies=["XOF", "NGN"])
+    shop, till = open_shop(CURRENCIES="XOF"), open_till(CURRENCIES="XOF")
+    payment = shop.created(amount=500, currency="XOF")
+    shop.pay(payment["reference"], amount=49950)
+    till.did("resolve", payment["id"], "reject", "--reason", "too little")
+    assert [each["amount"] for each in sandbox.refunds()] == [49950]
