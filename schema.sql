@@ -386,20 +386,8 @@ $$;
 CREATE TRIGGER a_new_payment_is_audited AFTER INSERT ON payments
     FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 
--- All columns that `proved` keeps and that may change.
 CREATE TRIGGER a_changed_payment_is_audited AFTER UPDATE ON payments
-    FOR EACH ROW
-    WHEN ((OLD.status, OLD.status_reason, OLD.attempt, OLD.checkout_url, OLD.charge_reference, OLD.charged_minor,
-           OLD.charged_currency, OLD.refunded_minor, OLD.accepted_by, OLD.paid_at, OLD.expires_at, OLD.customer_name,
-           OLD.customer_email, OLD.customer_phone, OLD.location, OLD.description, OLD.metadata, OLD.return_url,
-           OLD.erased_at, OLD.salt, OLD.cancelled_at)
-          IS DISTINCT FROM
-          (NEW.status, NEW.status_reason, NEW.attempt, NEW.checkout_url, NEW.charge_reference, NEW.charged_minor,
-           NEW.charged_currency, NEW.refunded_minor, NEW.accepted_by, NEW.paid_at, NEW.expires_at, NEW.customer_name,
-           NEW.customer_email, NEW.customer_phone, NEW.location, NEW.description, NEW.metadata, NEW.return_url,
-           NEW.erased_at, NEW.salt, NEW.cancelled_at))
-    EXECUTE FUNCTION write_payment_event();
-
+    FOR EACH ROW WHEN (proved(to_jsonb(OLD)) <> proved(to_jsonb(NEW))) EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_charge_is_audited AFTER INSERT OR UPDATE ON charges
     FOR EACH ROW EXECUTE FUNCTION write_payment_event();
 CREATE TRIGGER a_new_refund_is_audited AFTER INSERT ON refunds
