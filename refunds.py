@@ -290,7 +290,7 @@ def end_sending(database: Database, refund: Refund, *, refused_because: str | No
         UPDATE refunds
            SET send_ended_at = clock_timestamp(), refused_because = %(refused_because)s,
                -- A failover may have lost that it was sent: then it would be sent again.
-               sent_at = CASE WHEN %(refused_because)s::text IS NULL THEN coalesce(sent_at, clock_timestamp()) END,
+               sent_at = coalesce(sent_at, CASE WHEN %(refused_because)s::text IS NULL THEN clock_timestamp() END),
                status = CASE WHEN status = 'unanswered' AND %(refused_because)s::text IS NOT NULL THEN 'refused'
                              ELSE status END,
                poll_at = CASE WHEN %(refused_because)s::text IS NULL THEN poll_at END
