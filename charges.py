@@ -372,10 +372,9 @@ cardholder may dispute for about 120 days (the rule of Visa and Mastercard), and
 
 def import_refunds(database: Database, gateway: paystack.Gateway, payment: Payment, asked_at: datetime) -> None:
     """Record the listed refunds of a paid payment. Raises paystack.Unavailable and Misconfigured."""
-    for each in gateway.refunds(payment.created_at - timedelta(days=1)):
-        if isinstance(each, money.Refund) and (each.charge_reference or payment.reference).startswith(
-            payment.reference
-        ):
+    listed = gateway.refunds(payment.created_at - timedelta(days=1))
+    for each in (row for row in listed if isinstance(row, money.Refund)):
+        if (each.charge_reference or payment.reference).startswith(payment.reference):
             refunds.record_refund(database, gateway.mode, each, "worker")
     finish_poll_of_paid(database, payment, asked_at)
 

@@ -108,7 +108,7 @@ async function call(method, path, body, headers = {}) {
   const answer = await asked.catch(() => null), json = await answer?.json().catch(() => null);
   if (!json) throw new Trouble("No answer came. What you typed is still here: check your connection, then try again.");
   if (answer.ok) return json;
-  if ([401, 403].includes(answer.status) && token) leave("The server no longer takes this token, so it was forgotten here.");
+  if ([401, 403].includes(answer.status) && token) leave("The server no longer takes this token, so it was forgotten.");
   const messages = {
     401: "This is not the token. Look for ADMIN_TOKEN in the server’s settings.",
     403: "The server has no ADMIN_TOKEN: set one, and restart it.",
