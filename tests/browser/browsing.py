@@ -8,10 +8,10 @@ few of these pictures, made smaller with `pngquant 32`, are in docs/.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -27,6 +27,7 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
+V = TypeVar("V", bound="Visitor")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 720}, "device_scale_factor": 2, "has_touch": True}
 LOOKS: dict[str, dict[str, Any]] = {
@@ -112,6 +113,20 @@ class Visitor:
             assert found.violations_count == 0, found.generate_report()
         if picture and (folder := os.environ.get("PICTURES")):
             self.page.screenshot(path=Path(folder) / f"{picture}.png")
+
+
+def visitors(kind: type[V], chromium: Browser, server: Server) -> Iterator[Callable[..., V]]:
+    """Makes visitors, each with a browser of their own; at the end none of them may have had trouble unseen."""
+    made: list[V] = []
+
+    def new(**device: Any) -> V:
+        made.append(kind(chromium, server, **device))
+        return made[-1]
+
+    yield new
+    for visitor in made:
+        visitor.page.context.close()
+        assert visitor.troubles == []
 
 
 def file_name(heading: str) -> str:

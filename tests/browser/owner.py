@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
-from browsing import PHONE, Visitor, chromium, new_payment, serving  # noqa: F401
+from browsing import PHONE, Visitor, chromium, new_payment, serving, visitors  # noqa: F401
 from office import ADMIN_TOKEN
 from shop import Server, query, wait_until
 
@@ -70,16 +70,7 @@ class Owner(Visitor):
 
 @pytest.fixture
 def new_owner(chromium: Browser, server: Server) -> Iterator[Callable[..., Owner]]:
-    owners: list[Owner] = []
-
-    def new(**device: Any) -> Owner:
-        owners.append(Owner(chromium, server, **device))
-        return owners[-1]
-
-    yield new
-    for owner in owners:
-        owner.page.context.close()
-        assert owner.troubles == []
+    yield from visitors(Owner, chromium, server)
 
 
 @pytest.fixture

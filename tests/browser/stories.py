@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from psycopg.conninfo import conninfo_to_dict
 
 from backstage import end_time, make_due
-from browsing import LOOKS, PHONE, Visitor, chromium, file_name, new_payment, serving  # noqa: F401
+from browsing import LOOKS, PHONE, Visitor, chromium, file_name, new_payment, serving, visitors  # noqa: F401
 from shop import Server, query, wait_until
 from web.links import Link
 
@@ -27,17 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def new_customer(chromium: Browser, server: Server) -> Iterator[Callable[..., "Customer"]]:
-    """Makes customers, each with a browser of their own; at the end none of them may have had trouble unseen."""
-    customers: list[Customer] = []
-
-    def new(**device: Any) -> Customer:
-        customers.append(Customer(chromium, server, **device))
-        return customers[-1]
-
-    yield new
-    for customer in customers:
-        customer.page.context.close()
-        assert customer.troubles == []
+    yield from visitors(Customer, chromium, server)
 
 
 @pytest.fixture
