@@ -399,16 +399,15 @@ def finish_poll_of_paid(database: Database, payment: Payment, asked_at: datetime
             {"id": payment.id, "free": list(refunds.FREE_AGAIN), "asked_at": asked_at},
         )
         adds_up = (row["refunded_minor"] or 0) >= payment.charged_minor
-        import_seconds = None
         is_awaited = row["awaited_seconds"] is not None
-        found = _found(conn, payment) if is_awaited else []
-        if is_awaited and not (adds_up if row["reversed_at"] else row["was_told_before"] and found and all(found)):
-            import_seconds = next_import_seconds(row["awaited_seconds"])
+        found = _found(conn, payment) if is_awaited and not row["reversed_at"] else []
+        is_missing = not (adds_up if row["reversed_at"] else row["was_told_before"] and found and all(found))
+        import_seconds = next_import_seconds(row["awaited_seconds"]) if is_awaited and is_missing else None
         subject = payment.charge_reference or payment.id
-        if import_seconds is None and row["reversed_at"] and not adds_up and is_answered:
+        if import_seconds is None and row["reversed_at"] and is_missing and is_answered:
             cause = str(row["reversed_at"])
             db.open_incident(conn, payment.mode, "chargeback", subject, payment.id, cause=cause)
-        elif import_seconds is None and None in found:
+        elif import_seconds is None and is_missing and None in found:
             db.open_incident(conn, payment.mode, "unreadable_refund", subject, payment.id)
         verify_seconds = next_verify_seconds(row["charge_seconds"], is_answered=is_answered)
         conn.execute(

@@ -330,7 +330,7 @@ def _look_for_unanswered(database: Database, gateway: paystack.Gateway, sought: 
     try:
         rows = [each for each in gateway.refunds(since) if any(due.may_be(each) for due in sought)]
     except (paystack.Unavailable, paystack.Misconfigured):
-        for due in sought:  # there is no other poll that would open the incident
+        for due in sought:  # whose polls are over: an incident says so, list or not
             if next_poll_seconds(due.age_seconds) is None:
                 finish_poll(database, due.refund, None)
         raise
