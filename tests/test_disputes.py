@@ -126,6 +126,17 @@ def test_a_reversal_that_a_refund_explained_is_a_chargeback_once_the_refund_fail
     assert sorted(incidents(shop)) == ["chargeback", "refund_failed"]
 
 
+def test_what_an_event_makes_due_while_an_unpaid_payment_is_polled_stays_due(shop: Shop, sandbox: Sandbox) -> None:
+    payment = shop.created()
+    make_due(shop.database_url)
+    due = worker.claim_due(shop.app.database, "test", 100, "newest")
+    assert due is not None
+    sandbox.pay(payment["reference"])
+    assert shop.deliver(payment["reference"], amount=None).status_code == 200  # cannot be read
+    worker.finish_poll(shop.app.database, due.payment, next_seconds=1800, ends=False, declined=None)
+    assert shop.sql("SELECT poll_at <= now() AS is_due FROM payments") == [{"is_due": True}]
+
+
 def test_what_an_event_makes_due_while_the_payment_is_polled_stays_due(shop: Shop, sandbox: Sandbox) -> None:
     payment = paid(shop)
     make_due(shop.database_url)

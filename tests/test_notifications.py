@@ -578,3 +578,14 @@ def test_a_dead_one_that_is_sent_again_is_not_overtaken(shop: Shop, merchant: Me
     let_pass(shop, 10)
     deliver(shop)
     assert [each.json["data"]["sequence"] for each in merchant.received] == [1, 2, 1, 1, 2]
+
+
+def test_one_that_fails_while_an_earlier_one_is_sent_again_waits_for_it(shop: Shop, till: Till) -> None:
+    reference = paid(shop)["reference"]
+    shop.sql("UPDATE notifications SET dead_at = now(), due_at = NULL")
+    give_back(shop, reference, 1000)
+    second = outbox.claim_notification(shop.app.database, "test", 60)
+    assert second is not None
+    till.did("notify", "--dead")
+    outbox.finish_notification(shop.app.database, second, "500", is_delivered=False, pause_seconds=5)
+    assert [row["due_at"] is not None for row in rows(shop)] == [True, False]

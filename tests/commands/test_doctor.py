@@ -57,6 +57,16 @@ def about(till: Till, name: str, **env: str) -> dict[str, str] | None:
     return next((finding for finding in found if finding["about"] == name), None)
 
 
+def test_doctor_says_that_the_lists_were_not_read_for_days(till: Till) -> None:
+    done = "INSERT INTO jobs (mode, name, done_at) VALUES ('test', 'apply_lists', now() - make_interval(hours => %s))"
+    till.sql(done, 47)
+    assert about(till, "work") is None
+    till.sql("DELETE FROM jobs")
+    till.sql(done, 49)
+    late = about(till, "work")
+    assert late and late["text"] == "the daily look at Paystack's lists waiting for 60 minutes"
+
+
 def test_doctor_says_what_a_shop_that_goes_live_has_forgotten(till: Till, tmp_path: Path) -> None:
     live = {"PAYSTACK_SECRET_KEY": "sk_live_0123456789abcdef", "PUBLIC_URL": "https://pay.example.com"}
     names = {"MERCHANT_NAME": "Example", "MERCHANT_CONTACT": "+234 801 234 5678", "TRUSTED_PROXIES": "1"}
