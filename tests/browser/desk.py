@@ -257,6 +257,7 @@ def test_a_refund_with_the_keyboard_alone(new_owner: Callable[..., Owner]) -> No
     expect(owner.dialog).to_be_hidden()
     expect(focused).to_have_text("Refund…")
     keyboard.press("Enter")
+    expect(owner.dialog.get_by_role("heading")).to_be_focused()
     tab_to("refund-amount")
     keyboard.press("Control+A")
     keyboard.type("50")

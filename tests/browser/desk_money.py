@@ -253,7 +253,7 @@ def test_no_month_is_shown_or_downloaded_as_another(owner: Owner) -> None:
     expect(button).to_be_disabled()
     wait_until(lambda: owner.page.evaluate("1") and held)
     month.select_option(index=0)
-    wait_until(lambda: owner.page.evaluate("1") and len(held) == 2)
+    wait_until(lambda: owner.page.evaluate("1") and len(held) >= 2)
     for route in reversed(held):  # the month that nobody asks for any more answers last
         with owner.page.expect_response("**/report?*") as answer:
             route.continue_()

@@ -95,11 +95,14 @@ def status_of(server: Server, payment: dict[str, Any]) -> str:
 
 
 def refunds_of(server: Server, payment: dict[str, Any]) -> list[int]:
-    """What was asked of the provider, in hundredths."""
-    ours = query(server.database_url, "SELECT amount_minor FROM refunds WHERE payment_id = %s", payment["id"])
-    theirs = server.sandbox.refunds(payment["reference"])
-    assert len(ours) == len(theirs)
-    return [int(each["amount"]) for each in theirs]
+    """What the provider was asked for, in hundredths, once each has its row and none has two."""
+    known = "SELECT id FROM refunds WHERE payment_id = %s"
+
+    def theirs() -> list[dict[str, Any]]:
+        return server.sandbox.refunds(payment["reference"])
+
+    wait_until(lambda: len(theirs()) == len(query(server.database_url, known, payment["id"])))
+    return [int(each["amount"]) for each in theirs()]
 
 
 def stored(owner: Owner) -> str:
