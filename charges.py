@@ -79,33 +79,30 @@ def apply_event(conn: BoundedConnection, mode: str, event: paystack.Event) -> st
     if event.charge is not None:
         return "applied" if apply_charge(conn, event.charge, "webhook") else "noted"
     payment = lock_payment(conn, mode, event.reference)
+    payment_id = payment.id if payment else None
     if event.name.startswith("charge.dispute."):
-        payment_id = payment.id if payment else None
         db.open_incident(conn, mode, "dispute", event.reference, payment_id, cause=event.dispute)
         if event.is_won:
-            db.close_ended(conn, "webhook", ["dispute"], event.reference, cause=event.dispute)
+            db.close_ended(conn, "webhook", event.reference, "dispute", cause=event.dispute)
+    elif event.name == "charge.success":
+        db.open_incident(conn, mode, "unreadable_event", event.reference, payment_id)
     if payment is not None and event.name.startswith("refund."):
         # An event may come before the answer to our own call, and may have no id. So it makes no row; it makes us poll.
         await_refunds(conn, payment.id)
-    elif event.name == "charge.success":  # money came, but the event cannot be read: the poll verifies it
-        db.open_incident(conn, mode, "unreadable_event", event.reference, payment.id if payment else None)
-        if payment is not None:
-            poll_now(conn, payment.id)
-    elif payment is not None and event.name == "charge.dispute.resolve":  # it may have gone: verify knows
-        poll_now(conn, payment.id)
+    elif payment is not None and event.name in ("charge.success", "charge.dispute.resolve"):
+        # Money came, but the event cannot be read; or the money may have gone. The poll verifies it.
+        conn.execute("UPDATE payments SET poll_at = now() WHERE id = %(id)s", {"id": payment.id})
     return "noted"
 
 
 def note_unreadable(conn: BoundedConnection, mode: str, body: bytes) -> str:
     """`no_event`: the body is signed, but is no event. It opens incidents, and each payment that it names is polled."""
     named = {match[0] for match in db.REFERENCE_PATTERN.finditer(body.decode("latin-1"))}
-    for reference in sorted(named):
-        payment = lock_payment(conn, mode, reference)
-        db.open_incident(conn, mode, "unreadable_event", reference, payment.id if payment else None)
+    for subject in sorted(named) or [hashlib.sha256(body).hexdigest()]:
+        payment = lock_payment(conn, mode, subject)
+        db.open_incident(conn, mode, "unreadable_event", subject, payment.id if payment else None)
         if payment is not None:
             await_refunds(conn, payment.id)
-    if not named:
-        db.open_incident(conn, mode, "unreadable_event", hashlib.sha256(body).hexdigest())
     return "no_event"
 
 
@@ -199,7 +196,7 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> b
         prepare=True,
     )
     if actor != "webhook":  # which had nobody to tell of the payment
-        db.close_ended(conn, actor, ["unknown_reference"], charge.reference)
+        db.close_ended(conn, actor, charge.reference, "unknown_reference")
     if payment.charge_reference is None:
         _follow_charge(conn, payment, charge, actor)
     elif payment.charge_reference != charge.reference:
@@ -234,15 +231,12 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
            SET status = %(status)s, status_reason = %(status_reason)s, charge_reference = %(reference)s,
                charged_minor = %(amount_minor)s, charged_currency = %(currency)s,
                poll_at = CASE WHEN refunds_awaited_since IS NOT NULL THEN now()
-                              ELSE now() + make_interval(secs => %(verify_seconds)s) END,
-               paid_at = CASE WHEN %(is_paid)s THEN (SELECT coalesce(c.paid_at, c.recorded_at) FROM charges c
-                                                      WHERE c.reference = %(reference)s) END
+                              ELSE now() + make_interval(secs => %(verify_seconds)s) END
          WHERE id = %(id)s AND changed_by(%(actor)s, %(why)s)
         """,
         {
             **vars(charge),
             "id": payment.id,
-            "is_paid": is_paid,
             "status": "completed" if is_paid else "review",
             "status_reason": None if is_paid else _difference(charge, payment),
             "verify_seconds": next_verify_seconds(0),
@@ -252,7 +246,7 @@ def _follow_charge(conn: BoundedConnection, payment: Payment, charge: money.Char
         prepare=True,
     )
     if payment.expires_at < datetime.now(UTC):  # the incident opens a day later at the earliest
-        db.close_ended(conn, actor, ["never_ended"], payment.id)
+        db.close_ended(conn, actor, payment.id, "never_ended")
     if payment.cancelled_at is not None:
         db.open_incident(conn, payment.mode, "paid_after_cancel", charge.reference, payment.id)
     order = (payment.metadata or {}).get("order")
@@ -314,22 +308,14 @@ def accept(
             return
         conn.execute(
             """
-            UPDATE payments
-               SET status = 'completed', accepted_by = %(operator)s,
-                   paid_at = (SELECT coalesce(c.paid_at, c.recorded_at) FROM charges c
-                               WHERE c.reference = charge_reference)
+            UPDATE payments SET status = 'completed', accepted_by = %(operator)s
              WHERE id = %(id)s AND changed_by(%(operator)s, 'accepted')
             """,
             {"id": payment.id, "operator": operator},
         )
-        db.close_ended(conn, operator, ["mismatch"], charge.reference, reason=reason)
+        db.close_ended(conn, operator, charge.reference, "mismatch", reason=reason)
 
     database.transaction(work)
-
-
-def poll_now(conn: BoundedConnection, payment_id: str) -> None:
-    """Make a payment due for a poll."""
-    conn.execute("UPDATE payments SET poll_at = now() WHERE id = %(id)s", {"id": payment_id})
 
 
 def poll_soon(database: Database, mode: str, noted: Mapping[str, float], waited_for: Iterable[str]) -> dict[str, str]:
@@ -361,7 +347,7 @@ def poll_soon(database: Database, mode: str, noted: Mapping[str, float], waited_
 # Money that goes back without a refund of ours
 
 
-IMPORTS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
+IMPORTS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 30 * MINUTE)
 """When refunds are imported, counted from the provider's first word of them; the last time after 30 minutes."""
 
 
@@ -466,10 +452,7 @@ def next_verify_seconds(age_seconds: float, *, is_answered: bool = True) -> floa
 
 def next_import_seconds(awaited_seconds: float) -> float | None:
     """In how many seconds to import again, if the provider spoke of refunds this long ago; None after half an hour."""
-    if awaited_seconds >= 30 * MINUTE:
-        return None
-    next_age = next((age for age in IMPORTS_SECONDS if age > awaited_seconds), 30 * MINUTE)
-    return next_age - awaited_seconds
+    return next((age - awaited_seconds for age in IMPORTS_SECONDS if age > awaited_seconds), None)
 
 
 def await_refunds(conn: BoundedConnection, payment_id: str, *, is_reversed: bool = False) -> None:
@@ -496,4 +479,4 @@ def end_reversal(conn: BoundedConnection, payment_id: str, reference: str) -> No
         "UPDATE payments SET reversed_at = NULL WHERE id = %(id)s AND reversed_at IS NOT NULL", {"id": payment_id}
     )
     if ended.rowcount:
-        db.close_ended(conn, "worker", ["chargeback"], reference)
+        db.close_ended(conn, "worker", reference, "chargeback")

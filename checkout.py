@@ -199,13 +199,10 @@ def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> 
 
 
 MAKE_KEY_AND_PAYMENT = f"""
-    WITH actor AS MATERIALIZED (
-        SELECT changed_by(%(source)s, 'reserved')
-    ), taken AS (
+    WITH taken AS (
         INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token, leased_until)
-        SELECT %(mode)s, %(key)s, %(fingerprint)s, %(id)s, %(token)s,
-               clock_timestamp() + make_interval(secs => %(lease_seconds)s)
-          FROM actor
+        VALUES (%(mode)s, %(key)s, %(fingerprint)s, %(id)s, %(token)s,
+                clock_timestamp() + make_interval(secs => %(lease_seconds)s))
         ON CONFLICT DO NOTHING
         RETURNING payment_id
     )
@@ -216,7 +213,7 @@ MAKE_KEY_AND_PAYMENT = f"""
            %(customer_email)s, %(customer_phone)s, %(location)s, %(description)s, %(metadata)s, %(return_url)s,
            %(source)s, clock_timestamp() + make_interval(secs => %(ttl_seconds)s),
            clock_timestamp() + interval '5 s'
-      FROM taken
+      FROM taken WHERE changed_by(%(source)s, 'reserved')
     RETURNING {", ".join(db.PAYMENT_COLUMNS)}
     """.encode()  # noqa: S608  # the names are ours
 
@@ -384,9 +381,11 @@ def settle(database: Database, reservation: Reservation, outcome: Outcome, attem
         if payment.status == "pending" and payment.checkout_url is None:
             match outcome:
                 case paystack.Opened(checkout_url=url):
-                    payment = _store_url(conn, payment, url, attempt)
+                    opened = replace(payment, checkout_url=url, attempt=max(payment.attempt, attempt))
+                    payment = _store_outcome(conn, opened, "opened")
                 case paystack.Refused(reason=reason):
-                    payment = _store_refusal(conn, payment, reason)
+                    refused = replace(payment, status="failed", status_reason=reason)
+                    payment = _store_outcome(conn, refused, "refused")
         if isinstance(outcome, paystack.Refused) and payment.status == "failed":
             answer = outcome.field
         else:
@@ -406,27 +405,19 @@ LOCK_KEY_AND_PAYMENT = f"""
     """.encode()  # noqa: S608  # the names are ours
 
 
-def _store_url(conn: BoundedConnection, payment: Payment, checkout_url: str, attempt: int) -> Payment:
+def _store_outcome(conn: BoundedConnection, payment: Payment, why: str) -> Payment:
+    """Store a payment as the walk's outcome leaves it. It was read in this transaction, under its lock."""
     conn.execute(
         """
-        UPDATE payments SET checkout_url = %(checkout_url)s, attempt = greatest(attempt, %(attempt)s)
-         WHERE id = %(id)s AND changed_by(%(source)s, 'opened')
+        UPDATE payments
+           SET checkout_url = %(checkout_url)s, attempt = %(attempt)s,
+               status = %(status)s, status_reason = %(status_reason)s
+         WHERE id = %(id)s AND changed_by(%(source)s, %(why)s)
         """,
-        {"id": payment.id, "source": payment.source, "checkout_url": checkout_url, "attempt": attempt},
+        {**vars(payment), "why": why},
         prepare=True,
     )
-    return replace(payment, checkout_url=checkout_url, attempt=max(payment.attempt, attempt))
-
-
-def _store_refusal(conn: BoundedConnection, payment: Payment, reason: str) -> Payment:
-    conn.execute(
-        """
-        UPDATE payments SET status = 'failed', status_reason = %(reason)s
-         WHERE id = %(id)s AND changed_by(%(source)s, 'refused')
-        """,
-        {"id": payment.id, "source": payment.source, "reason": reason},
-    )
-    return replace(payment, status="failed", status_reason=reason)
+    return payment
 
 
 def _store_answer(conn: BoundedConnection, reservation: Reservation, answer: str, *, is_opened: bool) -> None:

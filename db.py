@@ -501,35 +501,24 @@ MAKE_PAYMENT = psycopg.rows.args_row(Payment)
 
 
 def open_incident(
-    conn: BoundedConnection,
-    mode: str,
-    kind: str,
-    subject: str,
-    payment_id: str | None = None,
-    *,
-    cause: str = "",
-    happens_again: bool = False,
+    conn: BoundedConnection, mode: str, kind: str, subject: str, payment_id: str | None = None, *, cause: str = ""
 ) -> None:
     """Open an incident, once for each subject and cause. A message that comes again opens no incident, even if the
-    incident was closed. `happens_again`: the caller has seen the thing happen again, so another incident opens."""
+    incident was closed. If the thing itself happens again: see `reopen_incidents`."""
     conn.execute(
         """
         INSERT INTO incidents (mode, kind, subject, cause, payment_id)
         SELECT %(mode)s, %(kind)s, %(subject)s, %(cause)s, %(payment_id)s
-         WHERE %(happens_again)s
-            OR NOT EXISTS (SELECT FROM incidents
+         WHERE NOT EXISTS (SELECT FROM incidents
                             WHERE kind = %(kind)s AND subject = %(subject)s AND cause = %(cause)s)
         ON CONFLICT DO NOTHING
         """,
-        {
-            **{"mode": mode, "kind": kind, "subject": subject, "payment_id": payment_id},
-            **{"cause": cause, "happens_again": happens_again},
-        },
+        {"mode": mode, "kind": kind, "subject": subject, "payment_id": payment_id, "cause": cause},
     )
 
 
 def reopen_incidents(conn: BoundedConnection, kinds: list[str], subject: str) -> None:
-    """Open closed incidents again, because their reason came back."""
+    """Open closed incidents again, because they happened again or their reason came back."""
     conn.execute(
         """
         INSERT INTO incidents (mode, kind, subject, cause, payment_id)
@@ -542,13 +531,7 @@ def reopen_incidents(conn: BoundedConnection, kinds: list[str], subject: str) ->
 
 
 def close_ended(
-    conn: BoundedConnection,
-    actor: str,
-    kinds: list[str],
-    subject: str,
-    *,
-    reason: str | None = None,
-    cause: str | None = None,
+    conn: BoundedConnection, actor: str, subject: str, *kinds: str, reason: str | None = None, cause: str | None = None
 ) -> None:
     """Close the open incidents of these kinds about `subject` (and with this `cause`), because their reason is gone."""
     conn.execute(
@@ -557,7 +540,7 @@ def close_ended(
          WHERE subject = %(subject)s AND kind = ANY(%(kinds)s) AND closed_at IS NULL
            AND cause = coalesce(%(cause)s, cause)
         """,
-        {"actor": actor, "kinds": kinds, "subject": subject, "reason": reason, "cause": cause},
+        {"actor": actor, "kinds": list(kinds), "subject": subject, "reason": reason, "cause": cause},
     )
 
 

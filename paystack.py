@@ -78,7 +78,7 @@ class Unpaid:
 
 @dataclass(frozen=True)
 class NotFound:
-    pass
+    """Paystack does not know the reference."""
 
 
 @dataclass(frozen=True)
@@ -314,14 +314,11 @@ class Gateway:
             total, pages = max(total, _whole(meta.get("total")) or 0), _whole(meta.get("pageCount")) or 0
             cursor = meta.get("next")
             is_last = seen >= total and page >= pages if total or pages else "next" in meta and not cursor
-            if rows and not is_last:
-                place = (
-                    f"use_cursor=true&next={quote(cursor, safe='')}" if isinstance(cursor, str) else f"page={page + 1}"
-                )
-            elif seen < total:
-                raise Unavailable("incomplete")
-            else:
+            if is_last or not rows:
+                if seen < total:
+                    raise Unavailable("incomplete")
                 return
+            place = f"use_cursor=true&next={quote(cursor, safe='')}" if isinstance(cursor, str) else f"page={page + 1}"
         raise Unavailable("too long")
 
     def is_signed(self, body: bytes, signature: str) -> bool:
@@ -406,9 +403,8 @@ def read_transaction(data: dict[str, Any], mode: str) -> Charge | Unpaid | Under
         amount_minor = _whole(data.get("amount"))
         reference, currency = _name(data.get("reference")), data.get("currency")
         requested_minor = _whole(data.get("requested_amount"))
-        if amount_minor is None or reference is None or not isinstance(currency, str):
-            raise Unavailable("unreadable")
-        if requested_minor is None and data.get("requested_amount") is not None:
+        is_garbled = requested_minor is None and data.get("requested_amount") is not None
+        if amount_minor is None or reference is None or not isinstance(currency, str) or is_garbled:
             raise Unavailable("unreadable")
         channel = data.get("channel")
         return Charge(
@@ -523,5 +519,6 @@ def _time(value: object) -> datetime | None:
 
 
 def _retry_after(header: str) -> float:
-    """The seconds of a Retry-After header, a minute at most: an odd answer must not stop polling for a day."""
-    return min(float(header), 60.0) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0
+    """The seconds of a Retry-After header: one at least, so we do not ask at once, and a minute at most, so an odd
+    answer does not stop polling for a day."""
+    return min(max(float(header), 1.0), 60.0) if re.fullmatch(r"[0-9]{1,5}", header, re.ASCII) else 1.0

@@ -51,7 +51,6 @@ class Refund:
     amount_minor: int
     currency: str
     status: str
-    origin: str
     made_by: str
     reason: str | None
     refused_because: str | None
@@ -147,8 +146,8 @@ def send(database: Database, gateway: paystack.Gateway, begun: Refund) -> Refund
         return end_sending(database, begun)
     if isinstance(answer, paystack.RefundRefused):
         return end_sending(database, begun, refused_because=answer.reason)
-    ours = replace(answer, charge_reference=charge)
-    return record_refund(database, gateway.mode, ours, begun.made_by, ours=begun.id) or begun
+    ours = replace(answer, charge_reference=charge, note=begun.id)
+    return record_refund(database, gateway.mode, ours, begun.made_by) or begun
 
 
 def plan(database: Database, mode: str, request: Request) -> tuple[RefundableCharge, int]:
@@ -219,21 +218,30 @@ def lock_refundable(conn: BoundedConnection, mode: str, target: str) -> Refundab
     if row is None:
         raise db.Impossible(f"there is no {mode} payment {target}")
     payment = Payment.of(row)
-    charge = conn.execute(
-        """
-        SELECT c.*, (SELECT coalesce(sum(r.amount_minor), 0)::bigint FROM refunds r
-                      WHERE r.charge_reference = c.reference AND NOT r.status = ANY(%(free)s)) AS spent_minor
-          FROM charges c WHERE c.reference = %(reference)s
-        """,
-        {"reference": target if base else payment.charge_reference, "free": list(FREE_AGAIN)},
-    ).fetchone()
+    reference = target if base else payment.charge_reference
+    charge = conn.execute("SELECT * FROM charges WHERE reference = %(reference)s", {"reference": reference}).fetchone()
     if charge is None:
         raise db.Impossible(f"no money has come for {target}: the payment is {payment.status}")
-    left_minor = max(0, _limit_minor(payment, charge["reference"], charge["amount_minor"]) - charge["spent_minor"])
-    return RefundableCharge(payment, charge["reference"], charge["currency"], charge["spent_minor"], left_minor)
+    spent_minor = _sums(conn, reference)["spent_minor"]
+    left_minor = max(0, _limit_minor(payment, reference, charge["amount_minor"]) - spent_minor)
+    return RefundableCharge(payment, charge["reference"], charge["currency"], spent_minor, left_minor)
 
 
-def _limit_minor(payment: Payment, reference: str, charged_minor: int) -> int:
+def _sums(conn: BoundedConnection, reference: str | None) -> dict[str, Any]:
+    """The sums of a charge: what came, what of it is spent on refunds, and what was given back."""
+    return db.only_row(
+        conn,
+        """
+        SELECT (SELECT amount_minor FROM charges WHERE reference = %(reference)s) AS charged_minor,
+               coalesce(sum(amount_minor) FILTER (WHERE NOT status = ANY(%(free)s)), 0)::bigint AS spent_minor,
+               coalesce(sum(amount_minor) FILTER (WHERE status = 'processed'), 0)::bigint AS given_back_minor
+          FROM refunds WHERE charge_reference = %(reference)s
+        """,
+        {"reference": reference, "free": list(FREE_AGAIN)},
+    )
+
+
+def _limit_minor(payment: Payment, reference: str | None, charged_minor: int) -> int:
     """How much of a charge may go back: the whole of it; but of the charge that pays its payment, the price at most."""
     is_own_and_paid = reference == payment.charge_reference and payment.is_paid
     was_rejected = payment.status_reason is not None and payment.accepted_by is None
@@ -413,21 +421,18 @@ def _lock_payment(conn: BoundedConnection, payment_id: str) -> Payment:
     return Payment.of(db.only_row(conn, "SELECT * FROM payments WHERE id = %(id)s FOR UPDATE", {"id": payment_id}))
 
 
-def record_refund(
-    database: Database, mode: str, listed: money.Refund, actor: str, ours: str | None = None
-) -> Refund | None:
+def record_refund(database: Database, mode: str, listed: money.Refund, actor: str) -> Refund | None:
     """`apply_refund` in a transaction of its own."""
-    return database.transaction(lambda conn: apply_refund(conn, mode, listed, actor, ours))
+    return database.transaction(lambda conn: apply_refund(conn, mode, listed, actor))
 
 
-def apply_refund(
-    conn: BoundedConnection, mode: str, listed: money.Refund, actor: str, ours: str | None = None
-) -> Refund | None:
+def apply_refund(conn: BoundedConnection, mode: str, listed: money.Refund, actor: str) -> Refund | None:
     """Record a refund as the provider lists it, and update its payment. Safe to repeat.
 
     The reference, the refund's id or the transaction's id names the charge; the note only if none of these does. We
-    know the refund by the provider's id, or by its note (or `ours`, for the answer to our call). Any other refund was
-    made in the dashboard and is adopted, but not while a refund of ours on that charge is unanswered: it might be ours.
+    know the refund by the provider's id, or by its note (`send` writes it into the answer to our call). Any other
+    refund was made in the dashboard and is adopted, but not while a refund of ours on that charge is unanswered: it
+    might be ours.
     None if there is nothing to record, or not yet.
     """
     charge = conn.execute(
@@ -450,10 +455,10 @@ def apply_refund(
         """
         SELECT * FROM refunds
          WHERE charge_reference = %(reference)s
-           AND (provider_id = %(provider_id)s OR (provider_id IS NULL AND id = %(ours)s))
+           AND (provider_id = %(provider_id)s OR (provider_id IS NULL AND id = %(note)s))
          ORDER BY provider_id NULLS LAST LIMIT 1
         """,
-        {**charge, "provider_id": listed.provider_id, "ours": ours or listed.note},
+        {**vars(listed), **charge},
     ).fetchone()
     known = known or _adopt_refund(conn, mode, charge, listed)
     if known is None:
@@ -497,7 +502,6 @@ def _update_refund(conn: BoundedConnection, known: Refund, listed: money.Refund)
         UPDATE refunds
            SET provider_id = %(provider_id)s, amount_minor = %(amount_minor)s, status = %(status)s,
                refused_because = NULL,
-               send_ended_at = CASE WHEN origin = 'paygate' THEN coalesce(send_ended_at, clock_timestamp()) END,
                processed_at = CASE WHEN %(status)s = 'processed' THEN coalesce(processed_at, clock_timestamp())
                                    ELSE processed_at END,
                poll_at = CASE WHEN %(status)s NOT IN ('processed', 'failed')
@@ -515,31 +519,21 @@ def _tell_of_refund(conn: BoundedConnection, payment: Payment, before: Refund, r
     news = [f"refund_{refund.status.replace('-', '_')}"] if refund.status in ("failed", "needs-attention") else []
     if before.status in ("refused", "not_made"):
         news.append("refund_revived")
-        db.close_ended(conn, actor, ["refund_not_made"], refund.id)
+        db.close_ended(conn, actor, refund.id, "refund_not_made")
     for kind in news if refund.status != before.status else []:
-        db.open_incident(conn, refund.mode, kind, refund.id, refund.payment_id, happens_again=True)
+        db.reopen_incidents(conn, [kind], refund.id)
+        db.open_incident(conn, refund.mode, kind, refund.id, refund.payment_id)
     if refund.status in ("processed", "failed"):
-        db.close_ended(conn, actor, ["refund_needs_attention", "refund_not_final"], refund.id)
+        db.close_ended(conn, actor, refund.id, "refund_needs_attention", "refund_not_final")
     if refund.status == "processed":
-        db.close_ended(conn, actor, ["refund_failed"], refund.id)
-    totals = db.only_row(
-        conn,
-        """
-        SELECT c.amount_minor AS charged,
-               coalesce(sum(r.amount_minor) FILTER (WHERE NOT r.status = ANY(%(free)s)), 0) AS spent,
-               coalesce(sum(r.amount_minor) FILTER (WHERE r.status = 'processed'), 0) AS given_back
-          FROM charges c JOIN refunds r ON r.charge_reference = c.reference
-         WHERE c.reference = %(reference)s
-         GROUP BY c.reference
-        """,
-        {"reference": refund.charge_reference, "free": list(FREE_AGAIN)},
-    )
-    reference, spent = refund.charge_reference, totals["spent"]
+        db.close_ended(conn, actor, refund.id, "refund_failed")
+    reference, sums = refund.charge_reference, _sums(conn, refund.charge_reference)
+    charged_minor, spent_minor = sums["charged_minor"], sums["spent_minor"]
     ends_by_it = ["second_charge", "paid_after_cancel", *(["mismatch"] if payment.accepted_by is None else [])]
-    if spent > totals["charged"]:
-        db.open_incident(conn, refund.mode, "refunded_too_much", reference, refund.payment_id, cause=str(spent))
-    if totals["given_back"] >= _limit_minor(payment, reference, totals["charged"]):
-        db.close_ended(conn, actor, ends_by_it, reference)
+    if spent_minor > charged_minor:
+        db.open_incident(conn, refund.mode, "refunded_too_much", reference, refund.payment_id, cause=str(spent_minor))
+    if sums["given_back_minor"] >= _limit_minor(payment, reference, charged_minor):
+        db.close_ended(conn, actor, reference, *ends_by_it)
     elif (before.status, refund.status) == ("processed", "failed"):
         db.reopen_incidents(conn, ends_by_it, reference)
 
@@ -547,30 +541,17 @@ def _tell_of_refund(conn: BoundedConnection, payment: Payment, before: Refund, r
 def _follow_refunds(conn: BoundedConnection, payment: Payment, actor: str) -> None:
     """Make a payment's refunded sum and status match the processed refunds of its own charge. The sum may fall, if a
     refund fails later; the status never falls. A payment leaves review only when the whole charge was given back."""
-    refunded = db.only_row(
-        conn,
-        """
-        SELECT coalesce(sum(amount_minor), 0)::bigint AS minor FROM refunds
-         WHERE charge_reference = %(charge_reference)s AND status = 'processed'
-        """,
-        {"charge_reference": payment.charge_reference},
-    )["minor"]
+    refunded = _sums(conn, payment.charge_reference)["given_back_minor"]
     if refunded == payment.refunded_minor:
         return
     status = payment.status
-    if status == "review":
-        status = "refunded" if refunded >= payment.charged_minor else status
-    elif refunded >= payment.due_back_minor:
+    if refunded >= _limit_minor(payment, payment.charge_reference, payment.charged_minor):
         status = "refunded"
     elif refunded > 0 and status == "completed":
         status = "partially_refunded"
     conn.execute(
         """
-        UPDATE payments
-           SET refunded_minor = %(refunded_minor)s, status = %(status)s,
-               paid_at = CASE WHEN %(status)s <> 'review'
-                              THEN coalesce(paid_at, (SELECT coalesce(c.paid_at, c.recorded_at) FROM charges c
-                                                       WHERE c.reference = charge_reference)) END
+        UPDATE payments SET refunded_minor = %(refunded_minor)s, status = %(status)s
          WHERE id = %(id)s AND changed_by(%(actor)s, %(why)s)
         """,
         {

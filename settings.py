@@ -152,7 +152,6 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
     port = _integer(env, "PORT", 8000, 1, 65535)
     keys = _secret_keys(env)
     is_live = keys[0].startswith("sk_live_")
-    threads = _integer(env, "THREADS", 64, 2, 1000)
     return Settings(
         database_url=database_url(env),
         paystack_secret_keys=keys,
@@ -162,7 +161,7 @@ def load(env: Mapping[str, str] | None = None) -> Settings:
         host=host,
         port=port,
         web_concurrency=_integer(env, "WEB_CONCURRENCY", 2, 1, 64),
-        threads=threads,
+        threads=_integer(env, "THREADS", 64, 2, 1000),
         db_pool=_integer(env, "DB_POOL", 8, 1, 1000),
         currencies=_currencies(env),
         api_token=_token(env, "API_TOKEN"),
@@ -336,11 +335,8 @@ def _notify_secrets(env: Mapping[str, str]) -> tuple[bytes, ...]:
         keys = tuple(base64.b64decode(text.removeprefix("whsec_"), validate=True) for text in texts)
     except ValueError:
         keys = (b"",)
-    if (
-        len(keys) > 2
-        or not all(text.startswith("whsec_") for text in texts)
-        or any(len(k) < 24 or len(k) > 64 for k in keys)
-    ):
+    is_marked = all(text.startswith("whsec_") for text in texts)
+    if len(keys) > 2 or not is_marked or not all(24 <= len(key) <= 64 for key in keys):
         raise Invalid("NOTIFY_SECRET must be whsec_ and the base64 of 24 to 64 bytes, or two of these, comma-separated")
     return keys
 

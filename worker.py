@@ -19,7 +19,7 @@ import money
 import paystack
 import refunds
 from db import BoundedConnection, Database, DatabaseUnavailable, Payment
-from refunds import DAY, MINUTE
+from refunds import DAY, HOUR, MINUTE
 from settings import Settings
 from web import outbox
 
@@ -33,7 +33,6 @@ POLLS_PER_SECOND = 10
 """For all loops of a process, so no flood follows a long outage: two processes poll 100,000 payments in 83 minutes."""
 
 PRUNING_BATCH, PRUNING_PAUSE_SECONDS = 250, 0.05
-DAILY_SECONDS, DAILY_LEASE_SECONDS = 86400, 3600
 
 LISTED_DAYS = 4
 
@@ -102,8 +101,7 @@ class Worker:
                 pause_seconds = loop()
             except AWAY as error:
                 logger.info(f"worker_{loop.__name__}", extra={"outcome": str(error) or "misconfigured"})
-                asked_seconds = error.retry_after_seconds if isinstance(error, paystack.Unavailable) else None
-                pause_seconds = asked_seconds or self.interval_seconds
+                pause_seconds = self.pace.quiet_seconds() or self.interval_seconds
             except Exception as error:  # the outermost loop: a bug in one round must not end the polling
                 logger.error(f"worker_{loop.__name__}", exc_info=error)
                 pause_seconds = max(self.interval_seconds, 1)
@@ -113,10 +111,7 @@ class Worker:
         """Poll a due payment; how many seconds to pause before the next poll."""
         if seconds := self.pace.quiet_seconds():
             return seconds
-        try:
-            return 0 if poll_next(self.database, self.gateway, next(self.turns)) else self.interval_seconds
-        except paystack.Unavailable as asked:
-            return asked.retry_after_seconds or self.interval_seconds
+        return 0 if poll_next(self.database, self.gateway, next(self.turns)) else self.interval_seconds
 
     def apply_events(self) -> float:
         """Apply a batch of events that could not be applied before."""
@@ -147,20 +142,17 @@ class Worker:
     def prune_all(self) -> int:
         """How many rows were pruned. The pauses are for the requests: without pauses, a backlog made
         them 1.5 times as slow."""
-        total = pruned = self.prune_some()
+        total = pruned = prune(self.database, self.retention_days, PRUNING_BATCH)
         while pruned >= PRUNING_BATCH and not self.stopping.wait(PRUNING_PAUSE_SECONDS):
-            total += (pruned := self.prune_some())
+            total += (pruned := prune(self.database, self.retention_days, PRUNING_BATCH))
         return total
-
-    def prune_some(self) -> int:
-        return prune(self.database, self.retention_days, PRUNING_BATCH)
 
     def daily(self, name: str, work: Callable[[], int]) -> float:
         """Do `work` once a day, in one process only; if it fails, again after an hour."""
         job = (name, self.gateway.mode)
-        if claim_job(self.database, *job, DAILY_LEASE_SECONDS):
+        if claim_job(self.database, *job, HOUR):
             done = work()
-            finish_job(self.database, *job, DAILY_SECONDS)
+            finish_job(self.database, *job, DAY)
             logger.info(name, extra={"outcome": done})
         return max(self.interval_seconds, 60)
 
@@ -246,24 +238,19 @@ POLLS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
 
 @dataclass(frozen=True)
 class Due:
-    """A payment to poll, leased to us, and its age by the database's clock."""
+    """A payment to poll, leased to us at `asked_at`, by the database's clock."""
 
     payment: Payment
     is_opened: bool
     """Whether the current reference is known to exist at the provider."""
-    awaits_refunds: bool
-    """Whether money came, and the provider spoke of refunds that it has not listed yet."""
-    age_seconds: float
-    over_seconds: float
-    """Since its time ended; negative before."""
+    refunds_awaited_since: datetime | None
+    """When the provider spoke of refunds that it has not listed yet."""
     asked_at: datetime
 
 
 def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ...]) -> bool:
     """Poll the first due payment that an order in `turn` (of TURNS) finds; False if no payment is due. One payment at a
     time, so that no lease runs out meanwhile.
-
-    Raises paystack.Unavailable if the provider asks us to wait.
     """
     lease_seconds = db.LAST_ATTEMPT * gateway.timeout_seconds + MINUTE
     found = (claim_due(database, gateway.mode, lease_seconds, order) for order in turn)
@@ -274,9 +261,8 @@ def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ..
         poll(database, gateway, due)
     except paystack.Misconfigured:
         logger.error("provider_refuses_us", extra={"payment": due.payment.id})
-    except paystack.Unavailable as unknown:
-        if unknown.asked_to_wait:
-            raise
+    except paystack.Unavailable:
+        pass  # its refunds were not listed; if the provider asked for quiet, the pace keeps it
     except DatabaseUnavailable:
         raise
     except Exception as error:  # a payment that cannot be polled must not delay the others
@@ -287,7 +273,7 @@ def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ..
 def poll(database: Database, gateway: paystack.Gateway, due: Due) -> None:
     """Ask the provider about a payment, and store the answer. Raises paystack.Unavailable, Misconfigured."""
     outcome = verify_references(database, gateway, due)
-    if due.awaits_refunds:
+    if due.payment.charge_reference is not None and due.refunds_awaited_since is not None:
         charges.import_refunds(database, gateway, due.payment, due.asked_at)
     elif due.payment.charge_reference is not None:
         charges.finish_poll_of_paid(database, due.payment, due.asked_at, is_answered=outcome != "no_answer")
@@ -309,10 +295,9 @@ def sync(database: Database, gateway: paystack.Gateway, payment: Payment) -> boo
 def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -> str:
     """Verify each reference up to a payment's current reference; `paid`, `unpaid` or `no_answer`.
 
-    Raises paystack.Unavailable if the provider asks us to wait, after setting the time of the next poll.
+    Asks no further once the provider asks us to wait.
     """
     payment, declined, is_answered, is_paid = due.payment, None, True, False
-    wait: paystack.Unavailable | None = None
     started = time.monotonic()
     for attempt in range(1, payment.attempt + 1):
         reference = db.reference_of_attempt(payment.reference, attempt)
@@ -321,7 +306,6 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
         except paystack.Unavailable as unknown:
             is_answered = False
             if unknown.asked_to_wait:
-                wait = unknown
                 break
             continue
         except paystack.Misconfigured:
@@ -345,16 +329,16 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
     ms = round((time.monotonic() - started) * 1000, 1)
     logger.info("polled", extra={"payment": payment.id, "outcome": outcome, "ms": ms})
     if not is_paid:
-        ends = is_answered and payment.status == "pending" and due.over_seconds >= 0
+        age_seconds = (due.asked_at - payment.created_at).total_seconds()
+        over_seconds = (due.asked_at - payment.expires_at).total_seconds()
+        ends = is_answered and payment.status == "pending" and over_seconds >= 0
         finish_poll(
             database,
             payment,
-            next_seconds=next_poll_seconds(due.age_seconds, due.over_seconds, "expired" if ends else payment.status),
+            next_seconds=next_poll_seconds(age_seconds, over_seconds, "expired" if ends else payment.status),
             ends=ends,
             declined=f"last try declined: {declined}" if declined else None,
         )
-    if wait is not None:
-        raise wait
     return outcome
 
 
@@ -383,17 +367,11 @@ def _until_next(seconds: float, every_seconds: float) -> float:
 
 
 def _due(row: dict[str, Any]) -> Due:
-    payment = Payment.of(row)
-    awaits_refunds = payment.charge_reference is not None and row["refunds_awaited_since"] is not None
-    return Due(payment, row["is_opened"], awaits_refunds, row["age_seconds"], row["over_seconds"], row["asked_at"])
+    return Due(Payment.of(row), row["is_opened"], row["refunds_awaited_since"], row["asked_at"])
 
 
 # A payment whose key was lost may have been opened.
-DUE_COLUMNS = """
-    p.*, coalesce(k.reference_exists, true) AS is_opened, now() AS asked_at,
-    extract(epoch FROM now() - p.created_at)::float8 AS age_seconds,
-    extract(epoch FROM now() - p.expires_at)::float8 AS over_seconds
-    """
+DUE_COLUMNS = "p.*, coalesce(k.reference_exists, true) AS is_opened, now() AS asked_at"
 
 
 FIND_DUE = f"""
@@ -474,7 +452,7 @@ def finish_poll(
             },
         ).fetchone()
         if left and left["status"] != "pending":
-            db.close_ended(conn, "worker", ["never_ended"], payment.id)
+            db.close_ended(conn, "worker", payment.id, "never_ended")
         elif left and left["is_long_over"]:
             db.open_incident(conn, payment.mode, "never_ended", payment.id, payment.id)
 

@@ -231,6 +231,7 @@ def test_any_other_answer_is_none(
     ("headers", "seconds"),
     [
         ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "0"}, 1),
         ({}, 1),
         ({"Retry-After": "Fri, 31 Dec 2027 23:59:59 GMT"}, 1),
         ({"Retry-After": ""}, 1),

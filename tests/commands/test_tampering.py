@@ -280,11 +280,11 @@ GUARDS = {
     "all triggers disabled, foreign keys' too": "ALTER TABLE charges DISABLE TRIGGER ALL",
     "a trigger that never fires": """
         CREATE OR REPLACE TRIGGER a_payment_only_rises BEFORE UPDATE ON payments FOR EACH ROW WHEN (false)
-        EXECUTE FUNCTION guard_payment()
+        EXECUTE FUNCTION refuse_change()
     """,
     "a trigger after instead of before": """
         CREATE OR REPLACE TRIGGER a_payment_only_rises AFTER UPDATE ON payments FOR EACH ROW
-        EXECUTE FUNCTION guard_payment()
+        EXECUTE FUNCTION refuse_change()
     """,
     "a trigger with another function": """
         CREATE FUNCTION guard_nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
@@ -295,12 +295,12 @@ GUARDS = {
         CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
         CREATE TRIGGER more BEFORE INSERT ON payment_events FOR EACH ROW EXECUTE FUNCTION swallow()
     """,
-    "an emptied function": "CREATE OR REPLACE FUNCTION guard_payment() RETURNS trigger LANGUAGE plpgsql"
+    "an emptied function": "CREATE OR REPLACE FUNCTION guard_completion() RETURNS trigger LANGUAGE plpgsql"
     " SET search_path FROM CURRENT"
     " AS 'BEGIN RETURN NEW; END'",
-    "a function's search_path": "ALTER FUNCTION guard_payment() RESET search_path",
-    "a function's other search_path": "ALTER FUNCTION guard_payment() SET search_path = pg_temp, public",
-    "a function of its owner's rights": "ALTER FUNCTION guard_payment() SECURITY DEFINER",
+    "a function's search_path": "ALTER FUNCTION guard_completion() RESET search_path",
+    "a function's other search_path": "ALTER FUNCTION guard_completion() SET search_path = pg_temp, public",
+    "a function of its owner's rights": "ALTER FUNCTION guard_completion() SECURITY DEFINER",
     "a function more of one name": "CREATE FUNCTION changed_by(text, varchar) RETURNS boolean LANGUAGE sql RETURN true",
     "a function that says each digest is right": "CREATE OR REPLACE FUNCTION payment_digest(payment payments)"
     " RETURNS bytea LANGUAGE sql STABLE AS"
