@@ -1,7 +1,6 @@
 """gunicorn's settings, read by `gunicorn 'paygate:create_app()'` in this folder; all of them from the environment."""
 
 import resource
-import signal
 import socket
 import sys
 from typing import Any
@@ -61,19 +60,10 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(process: Any) -> None:
-    """Start the background loops in this process, on the app's own pool. Wake waiting readers at once when the process
-    must end."""
+    """Start the background loops in this process, on the app's own pool."""
     app = process.wsgi
     if paygate_settings.trusted_proxies == 0:  # else all connections are the proxy's
         process.most_of_one_address = worker_connections // 4
-    end = signal.getsignal(signal.SIGTERM)
-
-    def let_readers_go(number: int, frame: Any) -> None:
-        app.readers.stop()
-        if callable(end):
-            end(number, frame)
-
-    signal.signal(signal.SIGTERM, let_readers_go)
     if paygate_settings.run_worker:
         process.background = worker.Worker(app.settings, app.database, app.gateway)
         process.background.start()

@@ -87,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands.complain(f"{error.filename or 'the system'}: {error.strerror or error}")
     except db.DatabaseUnavailable as error:
         return commands.complain(f"the database cannot be used (see DATABASE_URL): {error}")
-    except commands.Refused as error:
-        return commands.complain(str(error), error.status)
-    except (settings.Invalid, db.Impossible) as error:
+    except (settings.Invalid, db.Impossible, commands.Refused) as error:
         return commands.complain(str(error))
 
 

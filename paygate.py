@@ -3,7 +3,6 @@
 The app, its resources, then how requests are read and answers written.
 """
 
-import functools
 import html
 import logging
 import re
@@ -20,11 +19,10 @@ import charges
 import checkout
 import db
 import paystack
-import settings as configuration
-from settings import Settings
+from settings import Settings, load
 from web import bodies, form, log, metrics, office, orders, pages, shapes
 from web import guard as guards
-from web.errors import PROBLEMS, Problem
+from web.errors import HEADERS, PROBLEMS, Problem
 from web.readers import Readers
 
 logger = logging.getLogger("paygate")
@@ -38,18 +36,17 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
     """The WSGI app; gunicorn's hooks use its parts."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(middleware=[EveryAnswer(settings), *cors(settings.cors_origins)])
-        self.settings = settings
-        self.database = db.Database(settings.database_url, settings.db_pool, notifies=settings.notify_url is not None)
         self.gateway = paystack.Gateway(
             settings.paystack_secret_keys, settings.paystack_url, settings.paystack_timeout_seconds, settings.mode
         )
+        super().__init__(middleware=[EveryAnswer(settings, self.gateway), *cors(settings.cors_origins)])
+        self.settings = settings
+        self.database = db.Database(settings.database_url, settings.db_pool, notifies=settings.notify_url is not None)
         slots = threading.BoundedSemaphore(settings.slots)
-        self.checkout = checkout.Checkout(self.database, self.gateway, settings, slots)
-        self.clients = guards.Clients(settings.trusted_proxies)
-        self.guard = guards.Guard(settings, self.clients)
-        self.office = office.Office(settings, self.database, self.gateway, self.checkout, self.guard)
-        self.readers = Readers(self.database, settings.mode, self.clients, most_waiting=max(1, settings.threads // 8))
+        self.guard = guards.Guard(settings)
+        self.office = office.Office(self.database, self.gateway, settings, slots, self.guard)
+        self.readers = Readers(self.database, settings.mode, self.guard, most_waiting=max(1, settings.threads // 8))
+        self.templates = pages.Templates(settings)
 
     def add_route(self, uri_template: str, resource: Any, **how: Any) -> None:
         """Answers HEAD wherever GET is; Falcon leaves the body out."""
@@ -57,32 +54,49 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
             resource.on_head = resource.on_get
         super().add_route(uri_template, resource, **how)
 
+    def on_error(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+        """Answer an exception with its Problem: a page for the customer's pages, else JSON."""
+        problem = problem_of(error)
+        resp.status = problem.status
+        resp.set_headers(problem.headers)
+        if req.path == "/pay" or req.path.startswith("/pay/"):
+            pages.show_problem(self.templates, req, resp, problem)
+        else:
+            resp.content_type = falcon.MEDIA_JSON
+            resp.text = problem.to_json()
+
 
 def create_app(settings: Settings | None = None) -> Paygate:
     """Build the whole app from `settings` (default: the environment). Importing this module builds nothing."""
-    settings = settings or configuration.load()
+    settings = settings or load()
     app = Paygate(settings)
     app.database.open()
-    guard = app.guard
-    templates = pages.Templates(settings)
     app.req_options.strip_url_path_trailing_slash = True
     app.set_error_serializer(render_http_error)
-    app.add_error_handler(Exception, functools.partial(on_error, pages.ProblemPage(templates)))
+    app.add_error_handler(Exception, app.on_error)
     app.add_route("/api/v1/payments", Payments(app.office))
-    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.database, app.readers, guard))
-    for path, resource in office.routes(app.office):
-        app.add_route(path, resource)
+    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.readers, app.guard))
+    app.add_route("/api/v1/payments/{payment_id}/refunds", office.Refunds(app.office))
+    app.add_route("/api/v1/payments/{payment_id}/refunds/{refund_id}", office.RefundById(app.office))
+    app.add_route("/api/v1/payments/{payment_id}/cancel", office.Cancel(app.office))
+    app.add_route("/api/v1/payments/{payment_id}/resolve", office.Resolve(app.office))
+    app.add_route("/api/v1/payments/{payment_id}/events", office.Events(app.office))
+    app.add_route("/api/v1/incidents", office.Incidents(app.office))
+    app.add_route("/api/v1/incidents/{number:int}/close", office.CloseIncident(app.office))
+    app.add_route("/api/v1/links", office.Links(app.office))
+    app.add_route("/api/v1/links/withdraw", office.Withdraw(app.office))
+    app.add_route("/api/v1/report", office.Report(app.office))
     app.add_route("/api/v1/webhooks/paystack", PaystackWebhook(app.database, app.gateway))
-    app.add_route("/", pages.Home(settings, templates))
-    app.add_route("/desk", pages.Desk(settings, templates))
-    app.add_route("/pay", form.PayForm(settings, templates, app.checkout, guard))
-    app.add_route("/pay/{payment_id}", pages.PaymentPage(templates, app.database, app.readers))
-    app.add_route("/api/v1/openapi.json", Description("openapi.json", falcon.MEDIA_JSON, settings))
-    app.add_route("/docs", Description("docs.html", falcon.MEDIA_HTML, settings))
+    app.add_route("/", pages.Home(settings, app.templates))
+    app.add_route("/desk", Text(pages.desk(settings, app.templates), falcon.MEDIA_HTML))
+    app.add_route("/pay", form.PayForm(settings, app.templates, app.office, app.guard))
+    app.add_route("/pay/{payment_id}", pages.PaymentPage(app.templates, app.readers))
+    app.add_route("/api/v1/openapi.json", Text(description("openapi.json", settings), falcon.MEDIA_JSON))
+    app.add_route("/docs", Text(description("docs.html", settings), falcon.MEDIA_HTML))
     app.add_static_route(STATIC_PATH, pages.STATIC)
-    app.add_route("/healthz", Health())
+    app.add_route("/healthz", Text('{"status": "success", "message": "Alive."}', falcon.MEDIA_JSON))
     app.add_route("/readyz", Readiness(app.database))
-    app.add_route("/metrics", metrics.Metrics(app.database, settings.mode, settings.metrics_token, guard))
+    app.add_route("/metrics", metrics.Metrics(app.office))
     return app
 
 
@@ -95,45 +109,36 @@ class Payments:
 
     def __init__(self, back_office: office.Office) -> None:
         self.office = back_office
-        self.settings = back_office.settings
-        self.checkout = back_office.checkout
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         office.list_payments(self.office, req, resp)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        settings = self.office.settings
         self.office.guard.check_token(req)
-        order = orders.parse_order(bodies.read_json(req), self.settings)
-        key = checkout.key_of(bodies.idempotency_key(req, self.settings.require_idempotency_key))
-        req.context.payment = db.payment_id_of(self.checkout.database, self.settings.mode, key)
-        render_settled(resp, checkout.start(self.checkout, key, order), self.settings.public_url)
+        order = orders.parse_order(bodies.read_json(req), settings)
+        key = checkout.key_of(bodies.idempotency_key(req, settings.require_idempotency_key))
+        req.context.payment = db.payment_id_of(self.office.database, settings.mode, key)
+        render_settled(resp, checkout.start(self.office, key, order), settings.public_url)
 
 
 class PaymentById:
     """GET /api/v1/payments/{id}: the payment as it stands, or after a change. Without API_TOKEN, anyone who knows the
     id may read it."""
 
-    def __init__(self, database: db.Database, readers: Readers, guard: guards.Guard) -> None:
-        self.database = database
+    def __init__(self, readers: Readers, guard: guards.Guard) -> None:
         self.readers = readers
         self.guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
         self.guard.check_reader(req)
-        payment = self.find(payment_id)
-        req.context.payment = payment.id
+        payment = self.readers.find(payment_id, req)
         self.readers.note(payment, req)
         seconds = parse_wait(req)
         if seconds is not None and self.readers.wait(payment, seconds):
-            payment = self.find(payment_id)
+            payment = self.readers.find(payment_id, req)
             resp.set_header("Preference-Applied", f"wait={seconds}")
-        render_json(resp, envelope(payment, "Payment details retrieved successfully."))
-
-    def find(self, payment_id: str) -> db.Payment:
-        payment = db.find_payment(self.database, payment_id)
-        if payment is None:
-            raise Problem("not_found", "There is no such payment.")
-        return payment
+        office.answer(resp, "Payment details retrieved successfully.", payment=shapes.payment_json(payment))
 
 
 class PaystackWebhook:
@@ -148,30 +153,29 @@ class PaystackWebhook:
         if not self.gateway.is_signed(body, req.get_header("x-paystack-signature") or ""):
             raise Problem("invalid_signature")
         req.context.reference = charges.receive_event(self.database, self.gateway, body)
-        render_json(resp, '{"status": "success", "message": "Event received."}')
+        office.answer(resp, "Event received.")
 
 
-class Description:
-    """GET /api/v1/openapi.json and /docs: how to talk to this server, the same text for everybody."""
+class Text:
+    """GET /desk, /docs, /api/v1/openapi.json, and /healthz, which is 200 while the process lives: the same text for
+    everybody, even without the database."""
 
-    def __init__(self, name: str, media_type: str, settings: Settings) -> None:
+    def __init__(self, text: str, media_type: str) -> None:
+        self.text = text
         self.media_type = media_type
-        base_path = settings.base_path
-        text = (pages.STATIC / name).read_text(encoding="utf-8")
-        text = text.replace('"url": "/"', f'"url": "{base_path}/"')
-        text = text.replace("curl https://pay.example.com/", f"curl {html.escape(settings.public_url)}/")
-        self.text = text.replace('"/static/docs.css"', f'"{base_path}/static/docs.css?{pages.VERSION}"')
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = self.media_type
         resp.text = self.text
 
 
-class Health:
-    """GET /healthz: 200 while the process lives, even without the database."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        render_json(resp, '{"status": "success", "message": "Alive."}')
+def description(name: str, settings: Settings) -> str:
+    """How to talk to this server."""
+    base_path = settings.base_path
+    text = (pages.STATIC / name).read_text(encoding="utf-8")
+    text = text.replace('"url": "/"', f'"url": "{base_path}/"')
+    text = text.replace("curl https://pay.example.com/", f"curl {html.escape(settings.public_url)}/")
+    return text.replace('"/static/docs.css"', f'"{base_path}/static/docs.css?{pages.VERSION}"')
 
 
 class Readiness:
@@ -183,7 +187,7 @@ class Readiness:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if not db.is_ready(self.database):
             raise Problem("database_unavailable", retry_after_seconds=2)
-        render_json(resp, '{"status": "success", "message": "Ready."}')
+        office.answer(resp, "Ready.")
 
 
 # Reading requests
@@ -211,16 +215,7 @@ def render_settled(resp: falcon.Response, settled: checkout.Settled, public_url:
     resp.status = HTTPStatus.CREATED
     resp.location = f"{public_url}/api/v1/payments/{payment.id}"
     resp.set_headers(headers)
-    render_json(resp, envelope(payment, "Payment initiated successfully."))
-
-
-def render_json(resp: falcon.Response, body: str) -> None:
-    resp.content_type = falcon.MEDIA_JSON
-    resp.text = body
-
-
-def envelope(payment: db.Payment, message: str) -> str:
-    return f'{{"payment": {shapes.payment_json(payment)}, "status": "success", "message": "{message}"}}'
+    office.answer(resp, "Payment initiated successfully.", payment=shapes.payment_json(payment))
 
 
 class EveryAnswer:
@@ -229,28 +224,24 @@ class EveryAnswer:
     RANDOM_ID = re.compile(r"(?=.*[A-Fa-f])[0-9A-Fa-f-]{16,64}", re.ASCII)
     """Hexadecimal digits or a UUID. Any other text may be somebody's name or number, and is not logged."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, gateway: paystack.Gateway) -> None:
         self.has_cors = bool(settings.cors_origins)
         self.page_policy = (
             "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self'; "
             "base-uri 'none'; frame-ancestors 'none'; "
-            f"form-action 'self' {paystack.CHECKOUT_ORIGIN}"
+            f"form-action 'self' {' '.join(sorted(gateway.checkout_origins))}"
         )
-        if settings.paystack_url != configuration.PAYSTACK_URL:
-            self.page_policy += f" {configuration.origin(settings.paystack_url)}"
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         given = req.get_header("X-Request-Id") or ""
         log.request_id.set(given if self.RANDOM_ID.fullmatch(given) else secrets.token_hex(16))
         req.context.started = time.monotonic()
-        resp.set_header("Cache-Control", "no-store")
+        resp.set_headers(HEADERS)
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         resp.set_header("X-Request-Id", log.request_id.get() or "")
-        resp.set_header("X-Content-Type-Options", "nosniff")
-        resp.set_header("Referrer-Policy", "no-referrer")
         if self.has_cors:  # the headers depend on the origin
             resp.append_header("Vary", "Origin")
         if (resp.content_type or "").startswith("text/html"):
@@ -273,19 +264,6 @@ def cors(origins: tuple[str, ...]) -> list[Any]:
 
 
 # Errors
-
-
-def on_error(
-    page: pages.ProblemPage, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    """Answer an exception with its Problem: a page for the customer's pages, else JSON."""
-    problem = problem_of(error)
-    resp.status = problem.status
-    resp.set_headers(problem.headers)
-    if req.path == "/pay" or req.path.startswith("/pay/"):
-        page.show(req, resp, problem)
-    else:
-        render_json(resp, problem.to_json())
 
 
 def problem_of(error: Exception) -> Problem:
@@ -322,4 +300,4 @@ def render_http_error(req: falcon.Request, resp: falcon.Response, error: falcon.
     """
     status = HTTPStatus(error.status_code)
     code = next((code for code, (known, _) in PROBLEMS.items() if known == status), "bad_request")
-    render_json(resp, Problem(code).to_json())
+    resp.text = Problem(code).to_json()

@@ -54,34 +54,25 @@ def add_json(parser: Parser) -> None:
 
 
 def add_decision(parser: Parser) -> None:
+    """For a command that moves money or removes something: it asks first, and the audit trail names who did it."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask; needed without a terminal")
+    name = os.environ.get("OPERATOR", "").strip() or user_name()
+    parser.add_argument("--by", type=operator, default=name, metavar="NAME", help="else $OPERATOR, else the OS user")
 
 
-def add_operator(parser: Parser) -> None:
-    parser.add_argument(
-        "--by", type=operator_name, metavar="NAME", help="who does it; else $OPERATOR, else the OS user"
-    )
-
-
-def operator_name(text: str) -> str:
-    if not text.strip() or not text.isprintable() or len(text) > 100:
-        raise argparse.ArgumentTypeError("a name has 1 to 100 characters on one line")
-    return text.strip()
-
-
-def operator_of(arguments: argparse.Namespace) -> str:
-    """Who does it, as the audit trail says it."""
-    name = arguments.by or os.environ.get("OPERATOR", "").strip()
-    if not name:
-        try:
-            name = getpass.getuser()
-        except (KeyError, OSError):  # a container whose uid has no name
-            name = f"uid {os.getuid()}"
+def user_name() -> str:
     try:
-        return f"operator:{operator_name(name)}"
-    except argparse.ArgumentTypeError as error:
-        raise Refused(f"OPERATOR: {error}") from None
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose uid has no name
+        return f"uid {os.getuid()}"
+
+
+def operator(name: str) -> str:
+    """Who does it, as the audit trail says it. argparse reads the default by this too."""
+    if not name.strip() or not name.isprintable() or len(name) > 100:
+        raise argparse.ArgumentTypeError("a name (also $OPERATOR) has 1 to 100 characters on one line")
+    return f"operator:{name.strip()}"
 
 
 def moment(text: str) -> datetime:
@@ -147,18 +138,22 @@ def reading(url: str) -> Iterator[db.BoundedConnection]:
 
 
 def named(conn: db.BoundedConnection, name: str) -> db.Payment:
-    payment = payment_named(conn, name)
-    if payment is None:
+    """The payment of an id or of one of its references, in either mode. Raises Refused."""
+    row = conn.execute(
+        "SELECT * FROM payments WHERE id = %(name)s OR reference = %(base)s",
+        {"name": name, "base": db.base_of(name)},
+    ).fetchone()
+    if row is None:
         raise Refused(f"there is no payment {plain(name)}")
-    return payment
+    return db.Payment.of(row)
 
 
 def confirm(arguments: argparse.Namespace, question: str) -> None:
-    """Ask on a terminal, unless --yes. Raises Refused."""
-    if arguments.yes:
+    """Ask on a terminal, unless --yes or --dry-run. Raises Refused; without a terminal it ends as wrong usage does."""
+    if arguments.yes or arguments.dry_run:
         return
     if not sys.stdin.isatty():
-        raise NobodyToAsk(f"{plain(question)} There is no terminal to ask on: nothing was done; add --yes")
+        sys.exit(complain(f"{question} There is no terminal to ask on: nothing was done; add --yes", 2))
     print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Refused("nothing was done")
@@ -201,14 +196,6 @@ Row = dict[str, Any]
 class Refused(Exception):
     """A command cannot be carried out: the line that says why."""
 
-    status = 1
-
-
-class NobodyToAsk(Refused):
-    """A command that asks was called without --yes by a program."""
-
-    status = 2
-
 
 def stream(conn: db.BoundedConnection, query: str, values: Row | None = None) -> Iterator[Row]:
     """The rows of a query, a few thousand at a time."""
@@ -216,15 +203,6 @@ def stream(conn: db.BoundedConnection, query: str, values: Row | None = None) ->
         cursor.itersize = 2000
         cursor.execute(sql.SQL(query), values)
         yield from cursor
-
-
-def payment_named(conn: db.BoundedConnection, name: str) -> db.Payment | None:
-    """The payment of an id or of one of its references, in either mode."""
-    row = conn.execute(
-        "SELECT * FROM payments WHERE id = %(name)s OR reference = %(base)s",
-        {"name": name, "base": db.base_of(name)},
-    ).fetchone()
-    return db.Payment.of(row) if row else None
 
 
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")

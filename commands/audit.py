@@ -32,14 +32,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> int:
     with commands.reading(url) as conn:
         proof = Proof(conn, arguments.against)
-        breaks = proof.print_breaks()
-    counted = ", ".join(f"{name}: {count:,}" for name, count in proof.counts.items())
-    print(f"{f'BROKEN, places: {breaks:,}' if breaks else 'whole'} ({counted})")
-    print(f"checkpoint {proof.checkpoint}")
-    if breaks:
-        return commands.complain(f"broken places in the books: {breaks:,}")
-    commands.print_next(f"audit --against {proof.checkpoint}")
-    return 0
+        status = proof.tell()
+    if status == 0:
+        commands.print_next(f"audit --against {proof.checkpoint}")
+    return status
 
 
 class Proof:
@@ -52,13 +48,16 @@ class Proof:
         self.checkpoint = ""
         """`N:HASH`: SHA-256 over the lines `id hash` of all audit rows up to number N, in their order."""
 
-    def print_breaks(self) -> int:
-        """Print a line for each break; how many there were."""
-        count = 0
+    def tell(self) -> int:
+        """Print a line for each break, whether the books are whole, and the checkpoint; the exit status."""
+        breaks = 0
         for line in self.breaks():
             tqdm.write(commands.plain(line))
-            count += 1
-        return count
+            breaks += 1
+        counted = ", ".join(f"{name}: {count:,}" for name, count in self.counts.items())
+        print(f"{f'BROKEN, places: {breaks:,}' if breaks else 'whole'} ({counted})")
+        print(f"checkpoint {self.checkpoint}")
+        return commands.complain(f"broken places in the books: {breaks:,}") if breaks else 0
 
     def breaks(self) -> Iterator[str]:
         """A line for each break, with the payment's id where it is of one."""

@@ -77,14 +77,9 @@ def write(url: str, file: Path, checkpoint: str) -> None:
             raise Refused(f"{path} is there already: a backup is never overwritten")
     with commands.reading(url) as conn:
         schema = db.only_row(conn, "SELECT current_schema() AS name")["name"]
-    with _new_file(checkpoint_of(file)) as part:
-        part.write_text(f"{checkpoint}\n")
-    try:
-        with _new_file(file) as part:
-            _dump(url, schema, part)
-    except BaseException:
-        checkpoint_of(file).unlink()
-        raise
+    with _new_file(file) as part, _new_file(checkpoint_of(file)) as kept:
+        kept.write_text(f"{checkpoint}\n")
+        _dump(url, schema, part)
 
 
 @contextmanager
@@ -116,12 +111,14 @@ def _dump(url: str, schema: str, output: Path) -> None:
     options = ["--format=custom", "--encoding=UTF8", "--no-owner", "--no-acl", f"--schema={pattern}"]
     with _target(url) as (target, env), tempfile.TemporaryFile("w+", errors="replace") as complaint:
         command = [program("pg_dump"), f"--dbname={target}", f"--file={output}", *options]
-        with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=complaint) as process:
+        bar = tqdm(unit="B", unit_scale=True, disable=None, delay=1, leave=False)
+        with bar, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=complaint) as process:
             try:
-                _wait(process, output)
-            except BaseException:
-                process.kill()
-                raise
+                while process.poll() is None:
+                    time.sleep(0.05)
+                    bar.update(output.stat().st_size - bar.n)
+            finally:
+                process.kill()  # does nothing once it has ended
         refuse_failed(process, complaint)
 
 
@@ -149,14 +146,6 @@ def refuse_failed(process: subprocess.Popen[bytes], complaint: IO[str]) -> None:
     if process.returncode:
         lines = complaint.read().strip().splitlines() or [f"status {process.returncode}"]
         raise Refused(f"{name}: {lines[0].removeprefix(f'{name}: ')}")
-
-
-def _wait(process: subprocess.Popen[bytes], output: Path) -> None:
-    with tqdm(unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
-        while process.poll() is None:
-            time.sleep(0.05)
-            if output.exists():
-                bar.update(output.stat().st_size - bar.n)
 
 
 def program(name: str) -> str:

@@ -10,7 +10,6 @@ examples:
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Finding:
     todo: str = ""
 
 
-OPEN_INCIDENTS = "SELECT * FROM incidents WHERE mode = %(mode)s AND closed_at IS NULL ORDER BY opened_at, id"
+OPEN_INCIDENTS = "SELECT * FROM incidents WHERE mode = %(mode)s AND closed_at IS NULL ORDER BY opened_at, id LIMIT 20"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,18 +42,16 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
-    bad = 0
-    for n, finding in enumerate(findings(env, url)):
-        bad += finding.state == "BAD"
-        if arguments.json:
-            print((",\n" if n else "[") + json.dumps(vars(finding), ensure_ascii=False), end="")
-        else:
+    found = []
+    for finding in findings(env, url):
+        found.append(vars(finding))
+        if not arguments.json:
             print(commands.plain(f"{finding.state:4}  {finding.about:15}  {finding.text}"))
             if finding.todo:
                 print(commands.pasteable(commands.plain(f"{'':23}→ {finding.todo}")))
     if arguments.json:
-        print("]")
-    if bad:
+        print(json.dumps(found, ensure_ascii=False))
+    if bad := sum(each["state"] == "BAD" for each in found):
         return complain(f"findings that are bad: {bad}")
     if not arguments.json:
         print_next("audit")
@@ -71,8 +68,8 @@ def findings(env: Environment, url: str) -> Iterator[Finding]:
         yield Finding("BAD", "configuration", str(error), "set it in the environment or in .env")
     try:
         with commands.reading(url) as conn:
-            yield from about_database(health(conn, mode))
-            for incident in itertools.islice(commands.stream(conn, OPEN_INCIDENTS, {"mode": mode}), 20):
+            yield from about_database(db.only_row(conn, HEALTH, {"mode": mode}))
+            for incident in conn.execute(OPEN_INCIDENTS, {"mode": mode}):
                 todo = f"then: resolve --incident {incident['id']} --reason …"
                 yield Finding("BAD", f"incident {incident['id']}", story.describe(incident), todo)
     except db.DatabaseUnavailable as error:
@@ -158,30 +155,25 @@ def about_database(health: commands.Row) -> Iterator[Finding]:
         yield Finding("BAD", "webhooks", "none came for the last payments", todo)
 
 
-def health(conn: db.BoundedConnection, mode: str) -> commands.Row:
-    """What `doctor` needs to know, in one row: versions, clock, the age of due work, what waits for a person."""
-    return db.only_row(
-        conn,
-        """
-        SELECT current_setting('server_version') AS version, (SELECT max(number) FROM migrations) AS migration,
-               clock_timestamp() AS clock,
-               (SELECT extract(epoch FROM now() - min(poll_at))::float8 FROM payments
-                 WHERE mode = %(mode)s AND poll_at <= now()) AS poll_seconds,
-               (SELECT extract(epoch FROM now() - min(poll_at))::float8 FROM refunds
-                 WHERE mode = %(mode)s AND poll_at <= now()) AS refund_seconds,
-               (SELECT extract(epoch FROM now() - max(done_at) - interval '2 days')::float8 FROM jobs
-                 WHERE mode = %(mode)s AND name = 'apply_lists') AS list_seconds,
-               (SELECT extract(epoch FROM now() - min(received_at))::float8 FROM provider_events
-                 WHERE mode = %(mode)s AND retry_at IS NOT NULL) AS event_seconds,
-               (SELECT extract(epoch FROM now() - min(due_at))::float8 FROM notifications
-                 WHERE mode = %(mode)s AND due_at <= now()) AS notification_seconds,
-               (SELECT count(*) FROM notifications WHERE mode = %(mode)s AND dead_at IS NOT NULL) AS dead,
-               (SELECT extract(epoch FROM now() - max(done_at))::float8 / 86400 FROM jobs WHERE name = 'backup')
-                AS backup_days,
-               (SELECT count(*) FILTER (WHERE actor = 'webhook') = 0 AND count(*) > 0
-                  FROM (SELECT actor FROM payment_events WHERE mode = %(mode)s AND why IN ('charge', 'mismatch')
-                         ORDER BY id DESC LIMIT 5) AS last_few
-               ) AS is_deaf
-        """,
-        {"mode": mode},
-    )
+HEALTH = """
+SELECT current_setting('server_version') AS version, (SELECT max(number) FROM migrations) AS migration,
+       clock_timestamp() AS clock,
+       (SELECT extract(epoch FROM now() - min(poll_at))::float8 FROM payments
+         WHERE mode = %(mode)s AND poll_at <= now()) AS poll_seconds,
+       (SELECT extract(epoch FROM now() - min(poll_at))::float8 FROM refunds
+         WHERE mode = %(mode)s AND poll_at <= now()) AS refund_seconds,
+       (SELECT extract(epoch FROM now() - max(done_at) - interval '2 days')::float8 FROM jobs
+         WHERE mode = %(mode)s AND name = 'apply_lists') AS list_seconds,
+       (SELECT extract(epoch FROM now() - min(received_at))::float8 FROM provider_events
+         WHERE mode = %(mode)s AND retry_at IS NOT NULL) AS event_seconds,
+       (SELECT extract(epoch FROM now() - min(due_at))::float8 FROM notifications
+         WHERE mode = %(mode)s AND due_at <= now()) AS notification_seconds,
+       (SELECT count(*) FROM notifications WHERE mode = %(mode)s AND dead_at IS NOT NULL) AS dead,
+       (SELECT extract(epoch FROM now() - max(done_at))::float8 / 86400 FROM jobs WHERE name = 'backup')
+        AS backup_days,
+       (SELECT count(*) FILTER (WHERE actor = 'webhook') = 0 AND count(*) > 0
+          FROM (SELECT actor FROM payment_events WHERE mode = %(mode)s AND why IN ('charge', 'mismatch')
+                 ORDER BY id DESC LIMIT 5) AS last_few
+       ) AS is_deaf
+"""
+"""What `doctor` needs to know, in one row: versions, clock, the age of due work, what waits for a person."""

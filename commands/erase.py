@@ -24,19 +24,17 @@ def add_arguments(parser: Parser) -> None:
     whose.add_argument("name", nargs="?", metavar="ID|REFERENCE")
     whose.add_argument("--email", help="all payments of this customer, in both modes")
     commands.add_decision(parser)
-    commands.add_operator(parser)
 
 
 def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> int:
-    operator, kept, erased = commands.operator_of(arguments), 0, 0
+    kept, erased = 0, 0
     with commands.reading(url) as conn, db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
         whose = arguments.name if arguments.email is None else arguments.email
         ids = iter([commands.named(conn, whose).id]) if arguments.email is None else payments_of(conn, whose)
-        if not arguments.dry_run:
-            commands.confirm(arguments, f"Erase the personal data of {whose}? This cannot be undone.")
+        commands.confirm(arguments, f"Erase the personal data of {whose}? This cannot be undone.")
         for payment_id in ids:
             try:
-                is_new = erase_payment(database, payment_id, operator, dry_run=arguments.dry_run)
+                is_new = erase_payment(database, payment_id, arguments.by, dry_run=arguments.dry_run)
             except db.Impossible as error:
                 kept += 1
                 commands.complain(str(error))
@@ -102,16 +100,12 @@ def _erase(conn: db.BoundedConnection, payment: dict[str, Any]) -> None:
                refused_because = CASE WHEN refused_because IS NOT NULL THEN 'erased' END
          WHERE payment_id = %(id)s
         """,
-        """
-        UPDATE incidents SET close_reason = 'erased' WHERE payment_id = %(id)s AND close_reason <> 'erased'
-        """,
+        "UPDATE incidents SET close_reason = 'erased' WHERE payment_id = %(id)s AND close_reason <> 'erased'",
         """
         UPDATE notifications SET facts = facts || '{"status_reason": "erased"}'
          WHERE payment_id = %(id)s AND facts ->> 'status_reason' IS NOT NULL
         """,
-        """
-        UPDATE provider_events SET body = 'erased' WHERE reference = ANY(%(references)s) AND body IS NOT NULL
-        """,
+        "UPDATE provider_events SET body = 'erased' WHERE reference = ANY(%(references)s) AND body IS NOT NULL",
     ):
         conn.execute(statement, values)
 

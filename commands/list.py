@@ -73,11 +73,10 @@ def print_table(payments: Iterator[db.Payment], zone: tzinfo) -> None:
 
 
 def print_json(payments: Iterator[db.Payment]) -> None:
-    separator = "["
-    for payment in payments:
-        print(separator + shapes.payment_json(payment, *commands.EXPORTED), end="")
-        separator = ",\n"
-    print("[]" if separator == "[" else "]")
+    print("[", end="")
+    for n, payment in enumerate(payments):
+        print((",\n" if n else "") + shapes.payment_json(payment, *commands.EXPORTED), end="")
+    print("]")
 
 
 def print_csv(payments: Iterator[db.Payment]) -> None:

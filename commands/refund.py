@@ -12,7 +12,6 @@ examples:
 """
 
 import argparse
-import json
 from dataclasses import replace
 
 import commands
@@ -31,15 +30,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--reason", help="why; kept here, and erased with the customer's data")
     parser.add_argument("--again", action="store_true", help="a second refund, even of the same amount within 24 hours")
     commands.add_decision(parser)
-    commands.add_operator(parser)
     commands.add_json(parser)
 
 
 def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
-    made_by = commands.operator_of(arguments)
     with provider.open_service(env, url) as service:
         provider.find(service, url, arguments.name)  # says best that there is no database, or no such payment
-        request = refunds.Request(arguments.name, arguments.amount, made_by, arguments.reason, arguments.again)
+        request = refunds.Request(arguments.name, arguments.amount, arguments.by, arguments.reason, arguments.again)
         return give_back(arguments, service, request)
 
 
@@ -72,7 +69,7 @@ def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -
     at = f"{refund.created_at:%Y-%m-%d %H:%M} UTC by {refund.made_by}"
     line = f"asked for already: refund {refund.id} of {provider.amount_of(refund)}, {refund.status}, {at}"
     if arguments.json:
-        print_refund(refund, is_repetition=True)
+        print(shapes.refund_json(refund, is_repetition="true"))
     if not asked.is_recent:
         return complain(line)
     if not arguments.json:
@@ -83,7 +80,7 @@ def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -
 
 def tell_refund(arguments: argparse.Namespace, refund: refunds.Refund) -> int:
     if arguments.json:
-        print_refund(refund, is_repetition=False)
+        print(shapes.refund_json(refund, is_repetition="false"))
     what = f"refund {refund.id} of {provider.amount_of(refund)}"
     match refund.status:
         case "refused":
@@ -97,7 +94,3 @@ def tell_refund(arguments: argparse.Namespace, refund: refunds.Refund) -> int:
         print(f"{what} for {refund.charge_reference}: {refund.status}")
         print_next(f"show {refund.payment_id}")
     return 0
-
-
-def print_refund(refund: refunds.Refund, *, is_repetition: bool) -> None:
-    print(shapes.refund_json(refund, is_repetition=json.dumps(is_repetition)))

@@ -36,12 +36,13 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
     until = arguments.until or now
     if since >= until:
         raise Refused(f"--since ({since:%Y-%m-%d}) is not before --until ({until:%Y-%m-%d})")
+    first, last = since.date(), (until - timedelta(microseconds=1)).date()
     mode = settings.mode_of(env)
     with commands.reading(url) as conn:
         values = {"mode": mode, "since": since, "until": until, "zone": str(since.tzinfo)}
         rows = commands.stream(conn, books.REPORT, values)
         if arguments.format == "html":
-            print(report_page(rows, mode, since, until, now))
+            print(report_page(rows, mode, first, last, now))
         elif arguments.format == "csv":
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(("by", "key", "currency", "payments", *books.SUMS, "unknown_fees"))
@@ -49,8 +50,7 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
                 head = (row["by"], commands.cell(row["key"]), row["currency"], row["payments"])
                 writer.writerow((*head, *sums(row, money.render), row["unknown_fees"]))
         else:
-            last = until - timedelta(microseconds=1)
-            print_report(rows, f"{since:%Y-%m-%d} to {last:%Y-%m-%d}{' (TEST)' if mode == 'test' else ''}")
+            print_report(rows, f"{first} to {last}{' (TEST)' if mode == 'test' else ''}")
     return 0
 
 
@@ -79,16 +79,14 @@ def print_report(rows: Iterable[dict[str, Any]], period: str) -> None:
 MOST_LOCATIONS = 12
 
 
-def report_page(rows: Iterable[commands.Row], mode: str, since: datetime, until: datetime, made_at: datetime) -> str:
+def report_page(rows: Iterable[commands.Row], mode: str, first: date, last: date, made_at: datetime) -> str:
     """The report as one page that loads nothing. Beyond the largest locations the rest is one row."""
-    last = until - timedelta(microseconds=1)
     sections = [
-        _section(currency, list(_largest(group)), since.date(), last.date())
+        _section(currency, list(_largest(group)), first, last)
         for currency, group in itertools.groupby(rows, key=lambda row: row["currency"])
     ]
     page = html.templates().get_template("report.html")
-    period = f"{since:%Y-%m-%d} to {last:%Y-%m-%d}"
-    return page.render(sections=sections, SUMS=books.SUMS, period=period, mode=mode, made_at=made_at)
+    return page.render(sections=sections, SUMS=books.SUMS, period=f"{first} to {last}", mode=mode, made_at=made_at)
 
 
 def _largest(rows: Iterable[commands.Row]) -> Iterator[commands.Row]:
@@ -108,13 +106,7 @@ def _largest(rows: Iterable[commands.Row]) -> Iterator[commands.Row]:
 def _section(currency: str, rows: list[commands.Row], first: date, last: date) -> dict[str, Any]:
     """What the page shows of one currency."""
     by = {kind: [row for row in rows if row["by"] == kind] for kind in ("day", "location", "total")}
-    return {
-        "currency": currency,
-        "days": by["day"],
-        "locations": by["location"],
-        "total": by["total"][0],
-        "chart": _chart(by["day"], first, last),
-    }
+    return {"currency": currency, **by, "chart": _chart(by["day"], first, last)}
 
 
 def _chart(days: list[commands.Row], first: date, last: date) -> dict[str, Any]:

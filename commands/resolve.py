@@ -31,13 +31,11 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--reason", required=True, help="why; kept here, and erased with the customer's data")
     commands.add_decision(parser)
-    commands.add_operator(parser)
 
 
 def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     if (arguments.incident is None) == (arguments.decision is None):
-        complain("resolve: give either an ID and accept or reject, or --incident N; see manage.py resolve --help")
-        return 2
+        return complain("give either an ID and accept or reject, or --incident N; see manage.py resolve --help", 2)
     if arguments.incident is not None:
         return close_incident(arguments, env, url)
     with commands.reading(url) as conn:
@@ -46,8 +44,7 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         return accept(arguments, env, url, payment)
     with provider.open_service(env, url) as service:
         # The payment's own charge, whichever of its references was named.
-        operator = commands.operator_of(arguments)
-        request = refunds.Request(payment.id, None, operator, arguments.reason, rejects=True)
+        request = refunds.Request(payment.id, None, arguments.by, arguments.reason, rejects=True)
         return refund.give_back(arguments, service, request)
 
 
@@ -55,12 +52,11 @@ IS_OPEN = "SELECT true FROM incidents WHERE id = %(number)s AND closed_at IS NUL
 
 
 def close_incident(arguments: argparse.Namespace, env: Environment, url: str) -> int:
-    operator = commands.operator_of(arguments)
     with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
         if arguments.dry_run:
             is_open = bool(database.rows(IS_OPEN, {"number": arguments.incident}))
         else:
-            is_open = db.close_incident(database, arguments.incident, operator, arguments.reason)
+            is_open = db.close_incident(database, arguments.incident, arguments.by, arguments.reason)
     if not is_open:
         raise Refused(f"there is no open incident {arguments.incident}")
     print(f"incident {arguments.incident} {'would be ' if arguments.dry_run else ''}closed")
@@ -69,13 +65,11 @@ def close_incident(arguments: argparse.Namespace, env: Environment, url: str) ->
 
 
 def accept(arguments: argparse.Namespace, env: Environment, url: str, payment: db.Payment) -> int:
-    operator = commands.operator_of(arguments)
     what = f"{payment.id}, {payment.status_reason or payment.status}"
-    if not arguments.dry_run:
-        commands.confirm(arguments, f"Accept {what}?")
+    commands.confirm(arguments, f"Accept {what}?")
     how = {"currency": arguments.currency, "dry_run": arguments.dry_run}
     with db.Database(url, 1, notifies="NOTIFY_URL" in env) as database:
-        charges.accept(database, payment, operator, arguments.reason, **how)
+        charges.accept(database, payment, arguments.by, arguments.reason, **how)
     print(commands.plain(f"would accept {what}") if arguments.dry_run else f"{payment.id} is completed")
     print_next(f"show {payment.id}")
     return 0

@@ -30,17 +30,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> int:
-    number, digest = read(url, arguments.file)
+    against = read(url, arguments.file)
     with commands.reading(url) as conn:
-        proof = audit.Proof(conn, (number, digest))
-        breaks = proof.print_breaks()
+        status = audit.Proof(conn, against).tell()
         last = db.only_row(conn, "SELECT max(at) AS at FROM payment_events")["at"]
-    counted = ", ".join(f"{count:,} {name}" for name, count in proof.counts.items())
-    print(f"restored {counted}: {f'{breaks:,} breaks' if breaks else f'whole up to checkpoint {number}:{digest}'}")
-    if breaks:
-        return commands.complain(f"broken places in the books: {breaks:,}")
-    commands.print_next(f"reconcile --since {last:%Y-%m-%d}" if last else "doctor")
-    return 0
+    if status == 0:
+        commands.print_next(f"reconcile --since {last:%Y-%m-%d}" if last else "doctor")
+    return status
 
 
 OBJECTS = """
@@ -65,13 +61,11 @@ def read(url: str, file: Path) -> tuple[int, str]:
     number, _, digest = backup.checkpoint_of(file).read_text().strip().partition(":")
     if not re.fullmatch(r"[0-9]+:[0-9a-f]{64}", f"{number}:{digest}"):
         raise Refused(f"{file} and {backup.checkpoint_of(file).name} are not both a backup of ours")
-    for _ in rows_of(file, "secrets"):  # it can be read, or nothing is begun
-        pass
+    list(rows_of(file, "secrets"))  # it can be read, or nothing is begun
     with commands.reading(url) as conn:
         if db.only_row(conn, OBJECTS)["count"]:
             raise Refused("the database is not empty: restore into one that has no tables")
-    migrate(url)
-    with commands.reading(url) as conn:
+        migrate(url)
         conn.execute("SELECT set_config('statement_timeout', '0', false)")
         conn.patience_seconds = 86400
         try:
@@ -124,8 +118,7 @@ def rows_of(file: Path, table: str) -> Iterator[bytes]:
         if columns is not None:
             yield columns
             yield from itertools.takewhile(lambda line: line != b"\\.\n", lines)
-        for _ in lines:
-            pass
+        list(lines)  # to their end: else pg_restore fails
         process.wait()
         backup.refuse_failed(process, complaint)
     if columns is None:

@@ -32,10 +32,9 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
         values = {"id": payment.id, "references": db.references_of(payment.reference)}
         told = story.told(payment, commands.stream(conn, story.STORY, values))
         if arguments.json:
-            print('{"payment": ' + shapes.payment_json(payment, *commands.EXPORTED) + ', "timeline": [')
-            for n, each in enumerate(told):
-                print((",\n" if n else "") + story.as_json(each), end="")
-            print("]}")
+            timeline = f"[{', '.join(map(story.as_json, told))}]"
+            members = {"payment": shapes.payment_json(payment, *commands.EXPORTED), "timeline": timeline}
+            print(shapes.json_object(members))
             return 0
         print_payment(payment)
         print("\n  in UTC               who             what happened")
@@ -51,8 +50,8 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
 
 def named(conn: db.BoundedConnection, name: str) -> db.Payment:
     """The payment of an id, a reference, a receipt's number, or an order of the merchant's. Raises Refused."""
-    if payment := commands.payment_named(conn, name):
-        return payment
+    if db.ID_PATTERN.fullmatch(name) or db.base_of(name):
+        return commands.named(conn, name)
     rows = conn.execute(
         """
         SELECT * FROM payments
@@ -76,9 +75,7 @@ def named(conn: db.BoundedConnection, name: str) -> db.Payment:
 
 
 def print_payment(payment: db.Payment) -> None:
-    def amount(minor: int, currency: str) -> str:
-        return money.readable(minor, currency)
-
+    amount = money.readable
     is_other = payment.refunded_currency != payment.currency
     status = payment.status.replace("_", " ")
     price = amount(payment.amount_minor, payment.currency)

@@ -558,7 +558,7 @@ def test_a_retry_after_the_payment_ended_gets_no_checkout(shop: Shop) -> None:
 
 def test_money_that_comes_while_the_answer_is_stored_gives_out_no_url(shop: Shop) -> None:
     order = checkout.Order("Jane Doe", "jane@example.com", "+2348012345678", 5000, "Lagos", "NGN")
-    reserved = checkout.reserve(shop.app.checkout, checkout.key_of("one"), order)
+    reserved = checkout.reserve(shop.app.office, checkout.key_of("one"), order)
     shop.sandbox.charge_elsewhere(reserved.payment.reference, amount=5000)
     charge = shop.app.gateway.verify(reserved.payment.reference, 10)
     assert isinstance(charge, money.Charge)

@@ -119,15 +119,15 @@ def lease(shop: Shop) -> Any:
 def test_a_key_is_taken_over_when_its_lease_is_over(shop: Shop) -> None:
     key = checkout.key_of("one")
     for _ in range(2):
-        checkout.reserve(shop.app.checkout, key, ORDER)
+        checkout.reserve(shop.app.office, key, ORDER)
         assert 50 < lease(shop) <= 60
         with pytest.raises(checkout.InFlight):
-            checkout.reserve(shop.app.checkout, key, ORDER)
+            checkout.reserve(shop.app.office, key, ORDER)
         shop.sql("UPDATE idempotency_keys SET leased_until = now() - interval '1 s'")
 
 
 def test_a_payment_under_a_lease_is_not_polled_and_after_it_is(shop: Shop) -> None:
-    checkout.reserve(shop.app.checkout, checkout.key_of("one"), ORDER)
+    checkout.reserve(shop.app.office, checkout.key_of("one"), ORDER)
     shop.sql("UPDATE payments SET poll_at = now()")
     assert worker.claim_due(shop.app.database, "test", 60, "oldest") is None
     shop.sql("UPDATE idempotency_keys SET leased_until = now()")
@@ -136,13 +136,13 @@ def test_a_payment_under_a_lease_is_not_polled_and_after_it_is(shop: Shop) -> No
 
 def test_the_time_of_a_payment_is_over_by_the_databases_clock(shop: Shop) -> None:
     key = checkout.key_of("one")
-    reserved = checkout.reserve(shop.app.checkout, key, ORDER)
+    reserved = checkout.reserve(shop.app.office, key, ORDER)
     (left,) = shop.sql("SELECT extract(epoch FROM expires_at - now())::float8 AS seconds FROM payments")
     assert left["seconds"] == pytest.approx(86400, abs=60)
     for seconds, is_over in ((60, False), (-1, True)):
         checkout.release_lease(shop.app.database, reserved, attempt=1, reference_exists=False)
         shop.sql("UPDATE payments SET expires_at = now() + make_interval(secs => %s)", seconds)
-        reserved = checkout.reserve(shop.app.checkout, key, ORDER)
+        reserved = checkout.reserve(shop.app.office, key, ORDER)
         assert reserved.is_over is is_over
     found = {"id": reserved.payment.id}
     due = shop.app.database.run(lambda conn: db.only_row(conn, worker.FIND_DUE, found))
@@ -265,7 +265,7 @@ def test_doctor_counts_what_waits_by_the_databases_clock(shop: Shop) -> None:
     shop.sql("UPDATE payments SET poll_at = now() - interval '10 min'")
     shop.sql("UPDATE refunds SET poll_at = now() - interval '10 min'")
     shop.sql("UPDATE notifications SET due_at = now() - interval '10 min' WHERE due_at IS NOT NULL")
-    health = shop.app.database.run(lambda conn: doctor.health(conn, "test"))
+    health = shop.app.database.only_row(doctor.HEALTH, {"mode": "test"})
     for name in ("poll_seconds", "refund_seconds", "notification_seconds"):
         assert health[name] == pytest.approx(600, abs=30)
     assert health["event_seconds"] == pytest.approx(0, abs=30)

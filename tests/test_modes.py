@@ -169,19 +169,19 @@ def test_a_key_in_both_modes_is_two_keys_at_each_step(shop: Shop, live: Shop) ->
     order = checkout.Order("Jane Doe", "jane@example.com", "+2348012345678", 5000, "Lagos", "NGN")
     key = checkout.key_of("order-1")
     theirs = "SELECT * FROM idempotency_keys WHERE mode = 'live'"
-    checkout.reserve(shop.app.checkout, key, order)
-    checkout.reserve(live.app.checkout, key, order)
+    checkout.reserve(shop.app.office, key, order)
+    checkout.reserve(live.app.office, key, order)
     end_leases(shop.database_url)
     before = shop.sql(theirs)
     for _ in range(2):  # a lease that was over, and one that was given back
-        taken = checkout.reserve(shop.app.checkout, key, order)
+        taken = checkout.reserve(shop.app.office, key, order)
         checkout.release_lease(shop.app.database, taken, attempt=1, reference_exists=False)
         assert shop.sql(theirs) == before
-    taken = checkout.reserve(shop.app.checkout, key, order)
+    taken = checkout.reserve(shop.app.office, key, order)
     settled = checkout.settle(shop.app.database, taken, paystack.Opened("https://checkout.paystack.com/x"))
     assert (settled.payment.mode, settled.answer) == ("test", "payment")
     assert shop.sql(theirs) == before
-    assert checkout.reserve(live.app.checkout, key, order).answer is None
+    assert checkout.reserve(live.app.office, key, order).answer is None
 
 
 # The worker's jobs, and what is told
@@ -228,7 +228,7 @@ def test_what_doctor_looks_at_is_of_one_mode(shop: Shop, till: Till, what: str) 
     everything_due(shop, till)
     shop.sql("INSERT INTO notifications (mode, type, sequence, facts, dead_at) VALUES ('test', 'x', 1, '{}', now())")
     shop.sql("SET session_replication_role = replica; UPDATE payment_events SET actor = 'worker'")
-    live_health, health = (shop.app.database.run(partial(doctor.health, mode=mode))[what] for mode in ("live", "test"))
+    live_health, health = (shop.app.database.only_row(doctor.HEALTH, {"mode": mode})[what] for mode in ("live", "test"))
     assert live_health in (None, 0, False)
     assert health not in (None, 0, False)
 

@@ -4,6 +4,9 @@ import json
 
 from web import log
 
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+"""Of every answer, unless a resource changes them."""
+
 PROBLEMS = {
     "invalid_json": (400, "The body is not valid JSON."),
     "invalid_idempotency_key": (400, "Send one Idempotency-Key of 1 to 255 visible ASCII characters."),

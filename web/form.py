@@ -1,6 +1,5 @@
 """The form: payments for a shop without a site, free or by a signed link."""
 
-import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -12,7 +11,6 @@ import falcon
 
 import checkout
 import db
-import money
 from settings import Settings
 from web import bodies, links, orders, pages
 from web.errors import Problem
@@ -60,18 +58,9 @@ class Try:
     payment: db.Payment | None = None
 
     @property
-    def status(self) -> str | None:
-        return self.payment.status if self.payment else None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the customer can go on with the payment's page, and this form has nothing left to do."""
-        has_page = self.is_cancelled or self.status != "pending"
-        return self.payment is not None and (has_page or self.payment.checkout_url is not None)
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self.payment is not None and self.payment.cancelled_at is not None
+    def state(self) -> str:
+        """What the payment's page shows; empty without a payment. The form goes on with a payment that is `opening`."""
+        return pages.state_of(self.payment, is_back=False) if self.payment else ""
 
 
 class PayForm:
@@ -92,9 +81,8 @@ class PayForm:
         link = self.link(params, req.params)
         form = Form(link, {"key": new_key(), **{name: params.get(name, "") for name in links.SIGNED if link}})
         current, notice = self.current_try(form)
-        if current.is_open:
-            pages.see_other(resp, self.address(current.key))
-            return
+        if current.state not in ("", "opening"):
+            raise falcon.HTTPSeeOther(self.address(current.key))
         self.show(req, resp, replace(form, notice=notice, is_started=current.payment is not None))
         # Browsers keep the page only for the Back button, with its key and the typed text.
         resp.set_header("Cache-Control", "private, no-cache")
@@ -108,21 +96,20 @@ class PayForm:
         self.guard.check_rate(req)
         current, _ = self.current_try(form)
         req.context.payment = self.id_of(current.key)
-        if current.payment and current.is_open:
-            pages.see_other(resp, current.payment.open_checkout_url or self.address(current.key))
-            return
+        if current.payment and current.state != "opening":
+            raise falcon.HTTPSeeOther(current.payment.open_checkout_url or self.address(current.key))
         try:
             order = order_of(current.payment) if current.payment else self.order(form, self.templates.language(req))
             settled = checkout.start(self.checkout, current.key, order)
         except Problem as problem:
             self.refuse(req, resp, replace(form, errors=problem.errors or {}))
         except checkout.InFlight:  # a double click: the payment's page goes on as soon as the checkout is open
-            pages.see_other(resp, self.address(current.key) + "?go=on")
+            raise falcon.HTTPSeeOther(self.address(current.key) + "?go=on") from None
         except db.KeyReused:
             if form.order:  # somebody was quicker with the same link
-                pages.see_other(resp, self.address(current.key))
-            else:  # the Back button, and the customer changed the text
-                self.refuse(req, resp, form.anew(notice="changed"))
+                raise falcon.HTTPSeeOther(self.address(current.key)) from None
+            # The Back button, and the customer changed the text.
+            self.refuse(req, resp, form.anew(notice="changed"))
         else:
             if settled.payment.charge_reference is None and self.is_withdrawn(form):  # meanwhile
                 checkout.cancel(self.checkout.database, settled.payment, "link")
@@ -133,8 +120,8 @@ class PayForm:
         """Lead to the checkout, or to the form again if the payment has failed or expired."""
         payment = settled.payment
         if settled.answer == "payment":
-            pages.see_other(resp, payment.open_checkout_url or f"{self.settings.base_path}/pay/{payment.id}")
-        elif settled.answer == "payment_expired":
+            raise falcon.HTTPSeeOther(payment.open_checkout_url or f"{self.settings.base_path}/pay/{payment.id}")
+        if settled.answer == "payment_expired":
             self.refuse(req, resp, form.anew(notice="over"))
         else:  # the field that the provider refuses
             self.refuse(req, resp, form.anew(errors={settled.answer: [payment.status_reason or ""]}))
@@ -145,16 +132,8 @@ class PayForm:
 
     def show(self, req: falcon.Request, resp: falcon.Response, form: Form) -> None:
         """The form with the typed text, each error beside its field. Above: links to these fields, or a notice."""
-        currencies = self.settings.currencies
-        self.templates.show(
-            req,
-            resp,
-            "form.html",
-            form=form,
-            fixed={name: form.typed[name] for name in links.SIGNED if form.link and form.typed.get(name)},
-            currencies=currencies,
-            is_whole=all(money.decimals_of(code) == 0 for code in currencies),
-        )
+        fixed = {name: form.typed[name] for name in links.SIGNED if form.link and form.typed.get(name)}
+        self.templates.show(req, resp, "form.html", form=form, fixed=fixed)
 
     def link(self, params: Mapping[str, str], names: Iterable[str]) -> links.Link | None:
         """The signed link in a request's parameters. None for the free form: then no parameter in `names` may be a
@@ -175,16 +154,16 @@ class PayForm:
         While its link lasts, an order may be tried again if its payment failed or expired, or has another price, but
         not if it was cancelled. If money came for any try, that try counts before all. Raises Problem.
         """
-        tries = self.tries(form.order) if form.order else [Try(digest(f"form\0{form.typed['key']}"))]
-        paid = [each for each in tries if each.status not in (None, *db.UNPAID)]
+        tries = self.tries(form.order) if form.order else [Try(links.digest(f"form\0{form.typed['key']}"))]
+        paid = [each for each in tries if each.payment and each.payment.status not in db.UNPAID]
         same = [each for each in tries if form.link and form.link.is_of(each.payment)]
-        kept = [each for each in same if each.status == "pending" or each.is_cancelled]
+        kept = [each for each in same if each.state not in ("failed", "expired")]
         chosen = (paid or kept or tries)[-1]
         if chosen.payment is None and form.link and form.link.is_over:
             raise Problem("link_over")
         if not paid and self.is_withdrawn(form):
             raise Problem("link_withdrawn")
-        has_ended = chosen.payment is None and any(each.status in ("failed", "expired") for each in tries)
+        has_ended = chosen.payment is None and any(each.payment and each.payment.status != "pending" for each in tries)
         return chosen, "ended_before" if has_ended else None
 
     def is_withdrawn(self, form: Form) -> bool:
@@ -197,7 +176,7 @@ class PayForm:
         """
         tries: list[Try] = []
         for number in range(MOST_TRIES):
-            key = digest(f"order\0{order}" + (f"\0{number}" if number else ""))
+            key = links.digest(f"order\0{order}" + (f"\0{number}" if number else ""))
             tries.append(Try(key, db.find_payment(self.checkout.database, self.id_of(key))))
             if tries[-1].payment is None:
                 break
@@ -225,10 +204,6 @@ def order_of(payment: db.Payment) -> checkout.Order:
     """The order of a payment."""
     names = {each.name for each in fields(checkout.Order)} & set(db.PAYMENT_COLUMNS)
     return checkout.Order(**{name: getattr(payment, name) for name in names})
-
-
-def digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def new_key() -> str:

@@ -20,28 +20,6 @@ PORT = re.compile(r"^\[(.*)\](?::[0-9]+)?$|^([^:]*):[0-9]+$", re.ASCII)
 """Some proxies write the port too: 192.0.2.1:50000, [2001:db8::1]:50000."""
 
 
-class Clients:
-    """The address of a request's client: the peer's address, or the address that `trusted_proxies` proxies report.
-
-    Anyone can write X-Forwarded-For. Only its last hops, one for each proxy of ours, can be believed.
-    """
-
-    def __init__(self, trusted_proxies: int) -> None:
-        self.trusted_proxies = trusted_proxies
-        self.has_warned = False
-
-    def address(self, req: falcon.Request) -> str:
-        forwarded = req.get_header("X-Forwarded-For")
-        hops = [] if forwarded is None else [hop.strip() for hop in forwarded.split(",")]
-        if hops and self.trusted_proxies == 0 and not self.has_warned:
-            self.has_warned = True
-            outcome = "set TRUSTED_PROXIES if a proxy is in front"
-            logger.warning("forwarded_addresses_ignored", extra={"outcome": outcome})
-        is_reported = 0 < self.trusted_proxies <= len(hops)
-        # An address has 64 characters at most, and it is remembered.
-        return hops[-self.trusted_proxies][:64] if is_reported else str(req.remote_addr)
-
-
 class RateLimit:
     """At most `most` requests from one address in `per_seconds`, in this process: each address has a bucket that fills
     evenly. IPv6 counts by the /64, because one customer has a whole /64."""
@@ -58,13 +36,10 @@ class RateLimit:
         with self.lock:
             left, at = self.buckets.pop(name, (float(self.most), now))
             left = min(self.most, left + (now - at) * self.most / self.per_seconds)
-            if left < 1:
-                self.buckets[name] = (left, now)
-                return (1 - left) * self.per_seconds / self.most
-            self.buckets[name] = (left - 1, now)
+            self.buckets[name] = (left - 1 if left >= 1 else left, now)
             if len(self.buckets) > MOST_ADDRESSES:  # forget the address that has been silent longest
                 del self.buckets[next(iter(self.buckets))]
-        return 0
+        return 0 if left >= 1 else (1 - left) * self.per_seconds / self.most
 
 
 @functools.lru_cache(MOST_ADDRESSES)  # to parse it costs a twentieth of a GET
@@ -91,11 +66,12 @@ class Guard:
     """Who may do what: the API token opens payments and reads a payment; the owner's token opens the back office. The
     rate limit is for clients without a token."""
 
-    def __init__(self, settings: Settings, clients: Clients) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.api_token = settings.api_token
         self.admin_token = settings.admin_token
         self.rate_limit = RateLimit(*settings.rate_limit) if settings.rate_limit else None
-        self.clients = clients
+        self.trusted_proxies = settings.trusted_proxies
+        self.has_warned = False
 
     def check_token(self, req: falcon.Request) -> None:
         """Raises Problem unless the request has the API token, if a token is set. Without a token set, counts its
@@ -124,5 +100,20 @@ class Guard:
 
     def check_rate(self, req: falcon.Request) -> None:
         """Raises Problem if the request's address has sent too many requests."""
-        if self.rate_limit is not None and (seconds := self.rate_limit.seconds_to_wait(self.clients.address(req))):
+        if self.rate_limit is not None and (seconds := self.rate_limit.seconds_to_wait(self.address(req))):
             raise Problem("rate_limited", retry_after_seconds=seconds)
+
+    def address(self, req: falcon.Request) -> str:
+        """The address of a request's client: the peer's address, or the address that `trusted_proxies` proxies report.
+
+        Anyone can write X-Forwarded-For. Only its last hops, one for each proxy of ours, can be believed.
+        """
+        forwarded = req.get_header("X-Forwarded-For")
+        hops = [] if forwarded is None else [hop.strip() for hop in forwarded.split(",")]
+        if hops and self.trusted_proxies == 0 and not self.has_warned:
+            self.has_warned = True
+            outcome = "set TRUSTED_PROXIES if a proxy is in front"
+            logger.warning("forwarded_addresses_ignored", extra={"outcome": outcome})
+        is_reported = 0 < self.trusted_proxies <= len(hops)
+        # An address has 64 characters at most, and it is remembered.
+        return hops[-self.trusted_proxies][:64] if is_reported else str(req.remote_addr)

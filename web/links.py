@@ -93,7 +93,7 @@ class Link:
 def withdraw(database: db.Database, mode: str, order: str, operator: str) -> list[db.Payment]:
     """Withdraw every link of an order, and return its unpaid payments: the caller cancels them. The mark is committed
     before the payments are read: see `is_withdrawn`."""
-    values = {"mode": mode, "order": order, "digest": _digest(order), "operator": operator}
+    values = {"mode": mode, "order": order, "digest": digest(order), "operator": operator}
     database.rows(
         """
         INSERT INTO withdrawn_orders (mode, digest, withdrawn_by) VALUES (%(mode)s, %(digest)s, %(operator)s)
@@ -115,9 +115,9 @@ def is_withdrawn(database: db.Database, mode: str, order: str) -> bool:
     """Whether an order is withdrawn. Ask after reserving its payment: if the answer is no, the payment may be opened,
     because a later withdrawal finds it."""
     query = "SELECT FROM withdrawn_orders WHERE mode = %(mode)s AND digest = %(digest)s"
-    values = {"mode": mode, "digest": _digest(order)}
+    values = {"mode": mode, "digest": digest(order)}
     return bool(database.rows(query, values))
 
 
-def _digest(order: str) -> bytes:
-    return hashlib.sha256(order.encode()).digest()
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -4,26 +4,23 @@ from typing import Any
 
 import falcon
 
-import db
-from web import guard
 from web.errors import Problem
+from web.office import Office
 
 
 class Metrics:
     """GET /metrics: figures from the database, in Prometheus' text format, so every process reports the same."""
 
-    def __init__(self, database: db.Database, mode: str, token: str | None, at_the_door: guard.Guard) -> None:
-        self.database = database
-        self.mode = mode
-        self.token = token
-        self.guard = at_the_door
+    def __init__(self, office: Office) -> None:
+        self.office = office
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if self.token is None:
+        token = self.office.settings.metrics_token
+        if token is None:
             raise Problem("not_found")
-        self.guard.check_bearer(req, self.token)
+        self.office.guard.check_bearer(req, token)
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
-        resp.text = render_metrics(rows(self.database, self.mode))
+        resp.text = render_metrics(self.office.rows(FIGURES))
 
 
 METRICS = {
@@ -49,43 +46,39 @@ def render_metrics(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rows(database: db.Database, mode: str) -> list[dict[str, Any]]:
-    """The figures, as rows of `name`, `mode`, `status` (or null) and `value`, of this mode alone: no worker polls the
-    other mode's payments, so they would be overdue for ever."""
-    return database.rows(
-        """
-        WITH today AS (
-            SELECT * FROM payment_events WHERE at > now() - interval '1 day' AND mode = %(mode)s
-        ), named AS (
-            SELECT 'paygate_payments' AS name, status, count(*)::float8 AS value
-              FROM payments WHERE mode = %(mode)s AND status IN ('pending', 'review') GROUP BY status
-            UNION ALL
-            SELECT 'paygate_payments', to_status, count(*)
-              FROM today
-             WHERE to_status NOT IN ('pending', 'review') AND to_status IS DISTINCT FROM from_status
-             GROUP BY to_status
-            UNION ALL
-            SELECT 'paygate_payments_found_late', NULL, count(*)
-              FROM today e JOIN charges c USING (reference)
-             WHERE e.why = 'charge' AND e.actor = 'worker' AND c.recorded_at - c.paid_at > interval '1 min'
-            UNION ALL
-            SELECT 'paygate_oldest_due_poll_seconds', NULL, coalesce(extract(epoch FROM now() - min(poll_at)), 0)
-              FROM payments WHERE mode = %(mode)s AND poll_at <= now()
-            UNION ALL
-            SELECT 'paygate_oldest_due_notification_seconds', NULL,
-                   coalesce(extract(epoch FROM now() - min(due_at)), 0)
-              FROM notifications WHERE mode = %(mode)s AND due_at <= now()
-            UNION ALL
-            SELECT 'paygate_notifications_dead', NULL, count(*)
-              FROM notifications WHERE mode = %(mode)s AND dead_at IS NOT NULL
-            UNION ALL
-            SELECT 'paygate_incidents_open', kind, count(*)
-              FROM incidents WHERE mode = %(mode)s AND closed_at IS NULL GROUP BY kind
-            UNION ALL
-            SELECT 'paygate_last_answered_poll_timestamp_seconds', NULL, extract(epoch FROM done_at)
-              FROM jobs WHERE mode = %(mode)s AND name = 'poll' AND done_at IS NOT NULL
-        )
-        SELECT name, %(mode)s::text AS mode, status, value FROM named ORDER BY name, status
-        """,
-        {"mode": mode},
+FIGURES = """
+    WITH today AS (
+        SELECT * FROM payment_events WHERE at > now() - interval '1 day' AND mode = %(mode)s
+    ), named AS (
+        SELECT 'paygate_payments' AS name, status, count(*)::float8 AS value
+          FROM payments WHERE mode = %(mode)s AND status IN ('pending', 'review') GROUP BY status
+        UNION ALL
+        SELECT 'paygate_payments', to_status, count(*)
+          FROM today
+         WHERE to_status NOT IN ('pending', 'review') AND to_status IS DISTINCT FROM from_status
+         GROUP BY to_status
+        UNION ALL
+        SELECT 'paygate_payments_found_late', NULL, count(*)
+          FROM today e JOIN charges c USING (reference)
+         WHERE e.why = 'charge' AND e.actor = 'worker' AND c.recorded_at - c.paid_at > interval '1 min'
+        UNION ALL
+        SELECT 'paygate_oldest_due_poll_seconds', NULL, coalesce(extract(epoch FROM now() - min(poll_at)), 0)
+          FROM payments WHERE mode = %(mode)s AND poll_at <= now()
+        UNION ALL
+        SELECT 'paygate_oldest_due_notification_seconds', NULL,
+               coalesce(extract(epoch FROM now() - min(due_at)), 0)
+          FROM notifications WHERE mode = %(mode)s AND due_at <= now()
+        UNION ALL
+        SELECT 'paygate_notifications_dead', NULL, count(*)
+          FROM notifications WHERE mode = %(mode)s AND dead_at IS NOT NULL
+        UNION ALL
+        SELECT 'paygate_incidents_open', kind, count(*)
+          FROM incidents WHERE mode = %(mode)s AND closed_at IS NULL GROUP BY kind
+        UNION ALL
+        SELECT 'paygate_last_answered_poll_timestamp_seconds', NULL, extract(epoch FROM done_at)
+          FROM jobs WHERE mode = %(mode)s AND name = 'poll' AND done_at IS NOT NULL
     )
+    SELECT name, %(mode)s::text AS mode, status, value FROM named ORDER BY name, status
+    """
+"""Rows of `name`, `mode`, `status` (or null) and `value`, of this mode alone: no worker polls the other mode's
+payments, so they would be overdue for ever."""

@@ -1,12 +1,9 @@
-"""The back office over HTTP, for the owner of ADMIN_TOKEN. `manage.py` does the same from a shell.
-
-`routes` says which path leads to which resource.
-"""
+"""The back office over HTTP, for the owner of ADMIN_TOKEN. `manage.py` does the same from a shell."""
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -19,11 +16,9 @@ import charges
 import checkout
 import db
 import money
-import paystack
 import refunds
 from db import Payment
 from refunds import Refund
-from settings import Settings
 from web import bodies, books, links, shapes, story
 from web.errors import Problem
 from web.guard import Guard
@@ -33,13 +28,9 @@ MOST_ROWS = 100
 
 
 @dataclass(frozen=True)
-class Office:
-    """The parts that the resources share."""
+class Office(checkout.Checkout):
+    """The parts that the resources share: those of a checkout, and the guard."""
 
-    settings: Settings
-    database: db.Database
-    gateway: paystack.Gateway
-    checkout: checkout.Checkout
     guard: Guard
 
     def find(self, payment_id: str) -> Payment:
@@ -51,29 +42,6 @@ class Office:
     def rows(self, query: str, **values: object) -> list[dict[str, Any]]:
         values["mode"] = self.settings.mode
         return self.database.rows(query, values)
-
-    @contextmanager
-    def asking_the_provider(self) -> Iterator[None]:
-        """Takes one of the slots, so that only so many threads wait for a provider that hangs."""
-        if not self.checkout.slots.acquire(blocking=False):
-            raise checkout.Busy
-        try:
-            yield
-        finally:
-            self.checkout.slots.release()
-
-
-def routes(office: Office) -> Iterable[tuple[str, object]]:
-    yield "/api/v1/payments/{payment_id}/refunds", Refunds(office)
-    yield "/api/v1/payments/{payment_id}/refunds/{refund_id}", RefundById(office)
-    yield "/api/v1/payments/{payment_id}/cancel", Cancel(office)
-    yield "/api/v1/payments/{payment_id}/resolve", Resolve(office)
-    yield "/api/v1/payments/{payment_id}/events", Events(office)
-    yield "/api/v1/incidents", Incidents(office)
-    yield "/api/v1/incidents/{number:int}/close", CloseIncident(office)
-    yield "/api/v1/links", Links(office)
-    yield "/api/v1/links/withdraw", Withdraw(office)
-    yield "/api/v1/report", Report(office)
 
 
 def owner_only(req: falcon.Request, resp: falcon.Response, resource: Any, params: dict[str, Any]) -> None:
@@ -130,10 +98,9 @@ class Resolve(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
         fields, operator = command(req)
-        decision, reason = fields.choice("decision", "accept", "reject"), fields.text("reason", most=500)
+        decision = fields.choice("decision", "accept", "reject", is_required=True)
+        reason = fields.text("reason", most=500)
         currency = fields.text("currency", most=3, is_required=False).upper() or None
-        if decision is None and "decision" not in fields.errors:
-            fields.refuse("decision", "is required")
         fields.check()
         payment, database = self.office.find(payment_id), self.office.database
         if decision == "reject":
@@ -185,13 +152,17 @@ class RefundById(Resource):
 
 
 def give_back(office: Office, resp: falcon.Response, request: refunds.Request) -> None:
-    """201; 202 while nobody knows whether Paystack took the refund. Raises Problem if Paystack refuses it."""
+    """201; 202 while nobody knows whether Paystack took the refund. It takes one of the slots, so that only so many
+    threads wait for a provider that hangs. Raises Busy, and Problem if Paystack refuses it."""
+    if not office.slots.acquire(blocking=False):
+        raise checkout.Busy
     try:
-        with office.asking_the_provider():
-            refund = refunds.refund(office.database, office.gateway, request)
+        refund = refunds.refund(office.database, office.gateway, request)
     except refunds.RefundAsked as asked:
         refund = asked.refund
         resp.set_header("Idempotent-Replayed", "true")
+    finally:
+        office.slots.release()
     if refund.status == "refused":
         raise Problem("provider_refused", errors={"amount": [refund.refused_because or ""]}, headers=dict(resp.headers))
     if refund.status == "not_made":
@@ -279,20 +250,16 @@ class Links(Resource):
             "expires_at": shapes.as_json(shapes.timestamp(link.ends_at)),
         }
         if fields.get("qr"):
-            members["qr_svg"] = shapes.as_json(drawn(url))
+            try:
+                members["qr_svg"] = shapes.as_json(segno.make_qr(url).svg_inline(scale=4))
+            except segno.DataOverflowError:
+                fields.refuse("qr", "is too small for this link: shorten its description or its order")
+                fields.check()
         resp.status = HTTPStatus.CREATED
         answer(resp, "Share the link.", link=shapes.json_object(members))
 
 
 LONGEST_LINK_SECONDS = 10 * 366 * 86400
-
-
-def drawn(url: str) -> str:
-    try:
-        return str(segno.make_qr(url).svg_inline(scale=4))
-    except segno.DataOverflowError:
-        errors = {"qr": ["is too small for this link: shorten its description or its order"]}
-        raise Problem("invalid_fields", errors=errors) from None
 
 
 class Withdraw(Resource):

@@ -33,8 +33,6 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise Problem("invalid_json", message) from None
     except UnicodeDecodeError:
         raise Problem("invalid_json", "The body is not UTF-8.") from None
-    except ValueError as error:
-        raise Problem("invalid_json", str(error)) from None
     if not isinstance(content, dict):
         raise Problem("invalid_json", "The body must be a JSON object.")
     return content
@@ -43,17 +41,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
 class Number(str):
     """A JSON number as it was written: a float would change it, and int() of thousands of digits takes long."""
 
-    __slots__ = ()
-
 
 class Typed(str):
     """An amount as a person wrote it into a form."""
 
-    __slots__ = ()
-
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON.")
+    raise Problem("invalid_json", f"{name} is not JSON.")
 
 
 def members_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def members_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     orders."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("A member stands twice in one object.")
+        raise Problem("invalid_json", "A member stands twice in one object.")
     return members
 
 
@@ -224,8 +218,8 @@ class Fields:
             return None
         return value
 
-    def choice(self, name: str, *words: str) -> str | None:
-        value = self.string(name, is_required=False)
+    def choice(self, name: str, *words: str, is_required: bool = False) -> str | None:
+        value = self.string(name, is_required=is_required)
         if value and value not in words:
             self.refuse(name, f"must be one of {', '.join(words)}")
         return value or None
@@ -332,12 +326,10 @@ def holds_card_number(text: str) -> bool:
     return False
 
 
-def luhn_sums(digits: str) -> tuple[list[int], list[int]]:
+def luhn_sums(digits: str) -> list[list[int]]:
     """The sums of ISO/IEC 7812-1, annex B, up to each place, for numbers that end at an even and at an odd place. The
     difference of two sums is the sum of the digits between them.
     """
-    doubled = [(0, 2, 4, 6, 8, 1, 3, 5, 7, 9)[int(digit)] for digit in digits]
-    plain = list(map(int, digits))
-    even = [two if place % 2 == 0 else one for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
-    odd = [two if place % 2 == 1 else one for place, (one, two) in enumerate(zip(plain, doubled, strict=True))]
-    return list(accumulate(even, initial=0)), list(accumulate(odd, initial=0))
+    values = ("0246813579", "0123456789")  # of a digit that is doubled, and of the next one
+    weighed = [[int(values[(place - end) % 2][int(d)]) for place, d in enumerate(digits)] for end in (0, 1)]
+    return [list(accumulate(each, initial=0)) for each in weighed]

@@ -14,6 +14,7 @@ import falcon
 from markupsafe import Markup
 
 import db
+import money
 from settings import Settings, is_loopback
 from web import html, languages, log
 from web.errors import Problem
@@ -36,6 +37,8 @@ class Templates:
             env.filters.update(error=language.error, moment=language.moment, money=language.money)
             env.globals.update(
                 base=settings.base_path,
+                currencies=settings.currencies,
+                is_whole=all(money.decimals_of(code) == 0 for code in settings.currencies),
                 language=code,
                 merchant=merchant,
                 mode=settings.mode,
@@ -80,17 +83,10 @@ class Home:
         self.templates.show(req, resp, "home.html", pay_form=self.settings.pay_form, sandbox_url=sandbox_url)
 
 
-class Desk:
+def desk(settings: Settings, templates: Templates) -> str:
     """GET /desk: the owner's page. It holds nothing: its script asks the API, with the token that the owner types."""
-
-    def __init__(self, settings: Settings, templates: Templates) -> None:
-        page = templates.environments["en"].get_template("desk.html")
-        is_open, shop = settings.admin_token is not None, settings.merchant_name
-        self.page = page.render(is_open=is_open, shop=shop, currencies=settings.currencies)
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        resp.content_type = falcon.MEDIA_HTML
-        resp.text = self.page
+    page = templates.environments["en"].get_template("desk.html")
+    return page.render(is_open=settings.admin_token is not None, shop=settings.merchant_name)
 
 
 class PaymentPage:
@@ -99,37 +95,32 @@ class PaymentPage:
     It shows no customer's name, e-mail or phone. Paystack sends the customer back here; that proves no payment.
     """
 
-    def __init__(self, templates: Templates, database: db.Database, readers: Readers) -> None:
+    def __init__(self, templates: Templates, readers: Readers) -> None:
         self.templates = templates
-        self.database = database
         self.readers = readers
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
-        payment = db.find_payment(self.database, payment_id)
-        if payment is None:
-            raise Problem("not_found")
-        req.context.payment = payment.id
+        payment = self.readers.find(payment_id, req)
         self.readers.note(payment, req)
         is_back = "reference" in req.params or "trxref" in req.params
         shop_url = with_query(payment.return_url, payment=payment.id) if payment.return_url else None
         if shop_url and is_back:
-            see_other(resp, shop_url)
-        elif payment.open_checkout_url and "go" in req.params:  # a double click, and the payment is open now
-            see_other(resp, payment.open_checkout_url)
-        else:
-            state = state_of(payment, is_back=is_back)
-            is_live = payment.status == "pending" and state != "cancelled" and req.params.get("refresh") != "off"
-            self.templates.show(
-                req,
-                resp,
-                "payment.html",
-                payment=payment,
-                charge=find_charge(self.database, payment.charge_reference) if payment.charge_reference else [],
-                state=state,
-                shop_url=shop_url,
-                mode=payment.mode,
-                refresh_seconds=(2 if state == "opening" else 5) if is_live else None,
-            )
+            raise falcon.HTTPSeeOther(shop_url)
+        if payment.open_checkout_url and "go" in req.params:  # a double click, and the payment is open now
+            raise falcon.HTTPSeeOther(payment.open_checkout_url)
+        state = state_of(payment, is_back=is_back)
+        is_live = payment.status == "pending" and state != "cancelled" and req.params.get("refresh") != "off"
+        self.templates.show(
+            req,
+            resp,
+            "payment.html",
+            payment=payment,
+            charge=find_charge(self.readers.database, payment.charge_reference) if payment.charge_reference else [],
+            state=state,
+            shop_url=shop_url,
+            mode=payment.mode,
+            refresh_seconds=(2 if state == "opening" else 5) if is_live else None,
+        )
 
 
 def state_of(payment: db.Payment, *, is_back: bool) -> str:
@@ -173,32 +164,22 @@ def find_charge(database: db.Database, reference: str | None) -> list[dict[str, 
     )
 
 
-class ProblemPage:
-    """An error for a browser: a page, or the form again if sending it once more may help."""
-
-    def __init__(self, templates: Templates) -> None:
-        self.templates = templates
-
-    def show(self, req: falcon.Request, resp: falcon.Response, problem: Problem) -> None:
-        is_ours = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        notice = "not_started" if is_ours and req.method == "POST" else "not_shown" if is_ours else problem.code
-        send_again = req.context.get("send_again")
-        if send_again and (is_ours or notice == "rate_limited"):
-            send_again(notice)
-            return
-        self.templates.show(
-            req,
-            resp,
-            "problem.html",
-            notice=notice,
-            request_id=log.request_id.get() if is_ours else None,
-            refresh_seconds=5 if notice == "not_shown" else None,
-        )
-
-
-def see_other(resp: falcon.Response, url: str) -> None:
-    resp.status = HTTPStatus.SEE_OTHER
-    resp.location = url
+def show_problem(templates: Templates, req: falcon.Request, resp: falcon.Response, problem: Problem) -> None:
+    """Show an error to a browser: a page, or the form again if sending it once more may help."""
+    is_ours = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    notice = "not_started" if is_ours and req.method == "POST" else "not_shown" if is_ours else problem.code
+    send_again = req.context.get("send_again")
+    if send_again and (is_ours or notice == "rate_limited"):
+        send_again(notice)
+        return
+    templates.show(
+        req,
+        resp,
+        "problem.html",
+        notice=notice,
+        request_id=log.request_id.get() if is_ours else None,
+        refresh_seconds=5 if notice == "not_shown" else None,
+    )
 
 
 def with_query(url: str, **members: str) -> str:

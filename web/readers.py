@@ -8,7 +8,8 @@ import falcon
 
 import charges
 import db
-from web.guard import Clients, network
+from web.errors import Problem
+from web.guard import Guard, network
 
 logger = logging.getLogger("paygate")
 
@@ -24,10 +25,10 @@ class Readers:
     thread lives while there are readers.
     """
 
-    def __init__(self, database: db.Database, mode: str, clients: Clients, most_waiting: int) -> None:
+    def __init__(self, database: db.Database, mode: str, guard: Guard, most_waiting: int) -> None:
         self.database = database
         self.mode = mode
-        self.clients = clients
+        self.guard = guard
         self.most_waiting = most_waiting
         self.noted: dict[str, float] = {}
         self.turns: dict[str, float] = {}
@@ -38,10 +39,18 @@ class Readers:
         self.thread: threading.Thread | None = None
         self.is_stopping = False
 
+    def find(self, payment_id: str, req: falcon.Request) -> db.Payment:
+        """The payment with this id, which the log's line of `req` will name. Raises Problem."""
+        payment = db.find_payment(self.database, payment_id)
+        if payment is None:
+            raise Problem("not_found", "There is no such payment.")
+        req.context.payment = payment.id
+        return payment
+
     def note(self, payment: db.Payment, req: falcon.Request) -> None:
         """Let the worker poll the payment soon, if it is unpaid."""
         if payment.status in db.UNPAID:
-            address, now = network(self.clients.address(req)), time.monotonic()
+            address, now = network(self.guard.address(req)), time.monotonic()
             with self.lock:
                 if payment.id not in self.noted:
                     self.noted[payment.id] = turn = max(self.turns.get(address, now), now)

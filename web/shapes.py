@@ -40,18 +40,14 @@ def payment_members(payment: Payment, *others: str) -> dict[str, str]:
 
 def refund_json(refund: "Refund", **others: str) -> str:
     """A refund as a JSON object, with `others` that are JSON already."""
+    texts = ("currency", "status", "refused_because", "made_by", "reason")
     members = {
         "id": as_json(refund.id),
         "payment": as_json(refund.payment_id),
         "reference": as_json(refund.charge_reference),
         "amount": money.render(refund.amount_minor, refund.currency),
-        "currency": as_json(refund.currency),
-        "status": as_json(refund.status),
-        "refused_because": as_json(refund.refused_because),
-        "made_by": as_json(refund.made_by),
-        "reason": as_json(refund.reason),
-        "created_at": as_json(timestamp(refund.created_at)),
-        "processed_at": as_json(timestamp(refund.processed_at)),
+        **{name: as_json(getattr(refund, name)) for name in texts},
+        **{name: as_json(timestamp(getattr(refund, name))) for name in ("created_at", "processed_at")},
     }
     return json_object(members | others)
 

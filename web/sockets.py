@@ -28,7 +28,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from web import guard, log
-from web.errors import Problem
+from web.errors import HEADERS, Problem
 
 logger = logging.getLogger("paygate")
 
@@ -161,6 +161,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.of_address: Counter[str] = Counter()
         self.buffered = 0
         self.looked_at, self.stops_at = 0.0, math.inf
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Wake waiting readers at once when SIGTERM asks the process to end."""
+        if self.booted:
+            self.wsgi.readers.stop()
+        super().handle_exit(sig, frame)
 
     def accept(self, listener: socket.socket) -> None:
         """Take a connection. Without a free file gunicorn's own method would end the process, with all its requests."""
@@ -344,10 +350,8 @@ def raw(problem: Problem) -> bytes:
         "Connection": "close",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
         "X-Request-Id": log.request_id.get(),
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
+        **HEADERS,
         **problem.headers,
     }
     log.request_id.set(None)

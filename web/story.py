@@ -119,12 +119,8 @@ def tell(payment: db.Payment, what: str, facts: Row) -> str:
 
     match what:
         case "change":
-            text = CHANGES[facts["why"]].format(
-                amount=amount("amount_minor"),
-                charged=amount("charged_minor"),
-                refunded=amount("refunded_minor"),
-                reference=facts["reference"],
-            )
+            sums = {name: amount(f"{name}_minor") for name in ("amount", "charged", "refunded")}
+            text = CHANGES[facts["why"]].format(**facts | sums)
             return text if facts["from_status"] == facts["to_status"] else f"{text} → {facts['to_status']}"
         case "answer":
             return f"the request was answered ({facts['answer']})"
@@ -137,7 +133,9 @@ def tell(payment: db.Payment, what: str, facts: Row) -> str:
             return f"event {facts['name']} for {facts['reference']}: {facts['outcome']}{times}"
         case "charge":
             fees = f", fees {amount('fees_minor')}" if facts["fees_minor"] is not None else ""
-            return f"{amount('amount_minor')} came as {facts['reference']}{fees}{more_than_price(payment, facts)}"
+            more = facts["amount_minor"] - payment.amount_minor if facts["currency"] == payment.currency else 0
+            over = f"; {money.readable(more, payment.currency)} more than the price" if more > 0 else ""
+            return f"{amount('amount_minor')} came as {facts['reference']}{fees}{over}"
         case "refund":
             because = f": {facts['refused_because']}" if facts["refused_because"] else ""
             reason = f" ({facts['reason']})" if facts["reason"] else ""
@@ -154,13 +152,6 @@ def tell(payment: db.Payment, what: str, facts: Row) -> str:
             outcome = f", {facts['last_outcome']}" if facts["last_outcome"] else ""
             return f"notification {facts['type']}: {facts['state']} (tries: {facts['tries']}{outcome})"
     return what
-
-
-def more_than_price(payment: db.Payment, charge: Row) -> str:
-    more = charge["amount_minor"] - payment.amount_minor
-    if charge["currency"] != payment.currency or more <= 0:
-        return ""
-    return f"; {money.readable(more, payment.currency)} more than the price"
 
 
 def describe(incident: Row) -> str:

@@ -251,7 +251,7 @@ def test_the_command_and_the_api_know_of_each_others_refunds(office: Office, til
 
 def test_a_provider_that_hangs_holds_no_more_refunds_than_there_are_slots(office: Office, sandbox: Sandbox) -> None:
     payment = paid(office.shop)
-    slots = office.shop.app.checkout.slots
+    slots = office.shop.app.office.slots
     taken = 0
     while slots.acquire(blocking=False):
         taken += 1
