@@ -48,6 +48,11 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
         self.readers = Readers(self.database, settings.mode, self.guard, most_waiting=max(1, settings.threads // 8))
         self.templates = pages.Templates(settings)
 
+    def __call__(self, env: dict[str, Any], start_response: Any) -> Any:
+        if env["REQUEST_METHOD"] == "WEBSOCKET":  # Falcon refuses it before EveryAnswer has seen the request
+            env["REQUEST_METHOD"] = "UNKNOWN"
+        return super().__call__(env, start_response)
+
     def add_route(self, uri_template: str, resource: Any, **how: Any) -> None:
         """Answers HEAD wherever GET is; Falcon leaves the body out."""
         if hasattr(resource, "on_get"):

@@ -8,10 +8,10 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Re
 """Of every answer, unless a resource changes them."""
 
 PROBLEMS = {
+    "bad_request": (400, "The request is malformed."),
     "invalid_json": (400, "The body is not valid JSON."),
     "invalid_idempotency_key": (400, "Send one Idempotency-Key of 1 to 255 visible ASCII characters."),
     "idempotency_key_required": (400, "Send an Idempotency-Key header, and the same key when you try again."),
-    "bad_request": (400, "The request is malformed."),
     "unauthorized": (401, "Send the API token as Authorization: Bearer TOKEN."),
     "invalid_signature": (401, "The signature does not match the body."),
     "token_required": (403, "The back office needs a token: set ADMIN_TOKEN, and send it as Authorization: Bearer."),

@@ -38,6 +38,12 @@ def test_a_wrong_method_is_told_the_right_one(counter: Shop, method: str, path: 
     assert set(answer.headers["allow"].split(", ")) - {"OPTIONS", "HEAD"} == set(allowed.split(", "))
 
 
+@pytest.mark.parametrize("method", ["WEBSOCKET", "BREW", "get"])
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+def test_a_method_that_nobody_knows_is_a_bad_request(counter: Shop, method: str) -> None:
+    problem(counter.client.simulate_request(method, "/healthz"), 400, "bad_request")
+
+
 @pytest.mark.parametrize("given", ["3f2b9c0d11aa55ee", "F47AC10B-58CC-4372-A567-0E02B2C3D479", "ab" * 32])
 def test_a_request_id_that_looks_random_is_kept(counter: Shop, given: str) -> None:
     answer = counter.client.simulate_get("/healthz", headers={"X-Request-Id": given})
