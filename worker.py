@@ -247,6 +247,10 @@ class Due:
     """When the provider spoke of refunds that it has not listed yet."""
     asked_at: datetime
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Due":
+        return cls(Payment.of(row), row["is_opened"], row["refunds_awaited_since"], row["asked_at"])
+
 
 def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ...]) -> bool:
     """Poll the first due payment that an order in `turn` (of TURNS) finds; False if no payment is due. One payment at a
@@ -277,19 +281,6 @@ def poll(database: Database, gateway: paystack.Gateway, due: Due) -> None:
         charges.import_refunds(database, gateway, due.payment, due.asked_at)
     elif due.payment.charge_reference is not None:
         charges.finish_poll_of_paid(database, due.payment, due.asked_at, is_answered=outcome != "no_answer")
-
-
-def sync(database: Database, gateway: paystack.Gateway, payment: Payment) -> bool:
-    """Ask the provider about a payment and its refunds, because somebody wants to know now; whether it answered.
-
-    Raises paystack.Unavailable, paystack.Misconfigured, DatabaseUnavailable.
-    """
-    due = _due(database.only_row(FIND_DUE, {"id": payment.id}))
-    outcome = verify_references(database, gateway, due)
-    found = db.find_payment(database, payment.id)
-    if found is not None and found.charge_reference is not None:
-        charges.import_refunds(database, gateway, found, due.asked_at)
-    return outcome != "no_answer"
 
 
 def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -> str:
@@ -366,17 +357,8 @@ def _until_next(seconds: float, every_seconds: float) -> float:
     return every_seconds - seconds % every_seconds
 
 
-def _due(row: dict[str, Any]) -> Due:
-    return Due(Payment.of(row), row["is_opened"], row["refunds_awaited_since"], row["asked_at"])
-
-
 # A payment whose key was lost may have been opened.
 DUE_COLUMNS = "p.*, coalesce(k.reference_exists, true) AS is_opened, now() AS asked_at"
-
-
-FIND_DUE = f"""
-    SELECT {DUE_COLUMNS} FROM payments p LEFT JOIN idempotency_keys k ON k.payment_id = p.id WHERE p.id = %(id)s
-    """  # noqa: S608  # the names are ours
 
 
 # now() and not clock_timestamp(): an index serves a comparison only with a stable value.
@@ -397,7 +379,7 @@ waits. A quarter takes the payment that has been due longest, so that no payment
 def claim_due(database: Database, mode: str, lease_seconds: float, order: str) -> Due | None:
     """Lease the first payment by one of the ORDERS. Payments whose checkout is being opened are skipped."""
     values = {"mode": mode, "lease_seconds": lease_seconds}
-    return next(map(_due, database.rows(CLAIMS[order], values)), None)
+    return next(map(Due.of, database.rows(CLAIMS[order], values)), None)
 
 
 CLAIMS = {

@@ -91,12 +91,11 @@ def too_much_code(files: list[Path]) -> Iterator[str]:
 
 
 def lines_of_code(path: Path) -> int:
-    """Of Python and SQL, without blank lines, comments and docstrings."""
+    """Of Python and SQL (in a file or a string), without blank lines, comments and docstrings."""
     if path.suffix not in (".py", ".sql"):
         return 0
     text = path.read_text(encoding="utf-8")
-    comment = "#" if path.suffix == ".py" else "--"
-    lines = {number for number, line in enumerate(text.splitlines(), 1) if not re.match(rf"\s*({comment}|$)", line)}
+    lines = {number for number, line in enumerate(text.splitlines(), 1) if not re.match(r"\s*(#|--|$)", line)}
     for node in ast.walk(ast.parse(text)) if path.suffix == ".py" else ():
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring, an attribute's too
             lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))

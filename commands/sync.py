@@ -8,7 +8,9 @@ examples:
 
 import argparse
 
+import charges
 import commands
+import db
 import money
 import worker
 from commands import Environment, Parser, complain, print_next, provider
@@ -21,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
     with provider.open_service(env, url) as service:
         before = provider.find(service, url, arguments.name)
-        is_answered = worker.sync(service.database, service.gateway, before)
+        is_answered = ask(service, before)
         after = provider.find(service, url, before.id)
     refunded = money.readable(after.refunded_minor, after.refunded_currency)
     given_back = f", {refunded} given back" if after.refunded_minor else ""
@@ -32,3 +34,19 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         return complain("Paystack gave no final answer: it is asked again by itself")
     print_next(f"show {after.id}")
     return 0
+
+
+FIND = f"""
+    SELECT {worker.DUE_COLUMNS} FROM payments p LEFT JOIN idempotency_keys k ON k.payment_id = p.id WHERE p.id = %(id)s
+    """  # noqa: S608  # the columns are ours
+
+
+def ask(service: provider.Service, payment: db.Payment) -> bool:
+    """Ask about a payment and its refunds; whether Paystack answered."""
+    database, gateway = service.database, service.gateway
+    due = worker.Due.of(database.only_row(FIND, {"id": payment.id}))
+    outcome = worker.verify_references(database, gateway, due)
+    found = db.find_payment(database, payment.id)
+    if found is not None and found.charge_reference is not None:
+        charges.import_refunds(database, gateway, found, due.asked_at)
+    return outcome != "no_answer"

@@ -16,7 +16,7 @@ import db
 import refunds
 import worker
 from backstage import refuse_charges
-from commands import doctor, erase
+from commands import doctor, erase, sync
 from commands.migrate import migrate
 from local.sandbox import Sandbox
 from shop import Shop, sandbox  # noqa: F401  # fixtures
@@ -145,7 +145,7 @@ def test_the_time_of_a_payment_is_over_by_the_databases_clock(shop: Shop) -> Non
         reserved = checkout.reserve(shop.app.office, key, ORDER)
         assert reserved.is_over is is_over
     found = {"id": reserved.payment.id}
-    due = shop.app.database.run(lambda conn: db.only_row(conn, worker.FIND_DUE, found))
+    due = shop.app.database.run(lambda conn: db.only_row(conn, sync.FIND, found))
     past = [(due["asked_at"] - due[since]).total_seconds() for since in ("expires_at", "created_at")]
     assert past == [pytest.approx(1, abs=5), pytest.approx(0, abs=30)]
 
