@@ -101,6 +101,7 @@ CHANGES = (
      "sum(amount_minor) >= NEW.charged_minor", "true"),
     ("a refund under way counts as given back", "guard_completion", "AND status = 'processed'", ""),
     ("a pending payment may become refunded", "guard_completion", "OLD.status = 'review'", "true"),
+    ("a payment is paid when we heard of it", "guard_completion", "coalesce(paid_at, recorded_at)", "recorded_at"),
     ("a refund's provider id may change", "a_refund_stays_what_it_is", "(OLD.provider_id, OLD.amount_minor",
      "(NEW.provider_id, OLD.amount_minor"),
     ("a refund's amount may change", "a_refund_stays_what_it_is", "OLD.amount_minor,", "NEW.amount_minor,"),
