@@ -12,7 +12,6 @@ An event is stored and applied in one transaction, before the 200. If applying i
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import db
@@ -162,11 +161,6 @@ def claim_events(database: Database, mode: str, limit: int) -> list[bytes]:
 # Charges
 
 
-def record_charge(database: Database, charge: money.Charge, actor: str) -> None:
-    """`apply_charge` in a transaction of its own."""
-    database.transaction(lambda conn: apply_charge(conn, charge, actor))
-
-
 def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> bool:
     """Record that money came and move its payment on. Safe to repeat; a repetition may add the fees. False if no
     payment of this mode has the reference: then an incident opens.
@@ -211,9 +205,7 @@ def apply_charge(conn: BoundedConnection, charge: money.Charge, actor: str) -> b
 
 def lock_payment(conn: BoundedConnection, mode: str, reference: str) -> Payment | None:
     """The payment of this mode that has `reference` as one of its nine, under its lock."""
-    cursor = conn.cursor(row_factory=db.MAKE_PAYMENT)
-    values = {"mode": mode, "base": db.base_of(reference)}
-    return cursor.execute(LOCK_PAYMENT, values, prepare=True).fetchone()
+    return db.read_payment(conn, LOCK_PAYMENT, {"mode": mode, "base": db.base_of(reference)})
 
 
 LOCK_PAYMENT = f"""
@@ -318,32 +310,6 @@ def accept(
     database.transaction(work)
 
 
-def poll_soon(database: Database, mode: str, noted: Mapping[str, float], waited_for: Iterable[str]) -> dict[str, str]:
-    """Make unpaid payments due soon, before payments that nobody waits for, each at most once in 5 seconds. `noted`
-    maps the payments to the seconds until their turns. Returns the statuses of the payments in `waited_for`. Regular
-    polls stay as they are: they are counted from a payment's age."""
-    rows = database.rows(
-        """
-        WITH wanted AS (
-            UPDATE payments p SET wanted_at = now() + make_interval(secs => n.seconds)
-              FROM unnest(%(noted)s::text[], %(seconds)s::float8[]) AS n (id, seconds)
-             WHERE p.id = n.id AND mode = %(mode)s AND charge_reference IS NULL
-               AND (wanted_at IS NULL OR wanted_at > now() + make_interval(secs => n.seconds))
-               AND (polled_at IS NULL OR polled_at <= now() - interval '5 s')
-               AND (poll_leased_until IS NULL OR poll_leased_until <= now())
-        )
-        SELECT id, status FROM payments WHERE id = ANY(%(waited_for)s)
-        """,
-        {
-            "mode": mode,
-            "noted": list(noted),
-            "seconds": list(noted.values()),
-            "waited_for": list(waited_for),
-        },
-    )
-    return {row["id"]: row["status"] for row in rows}
-
-
 # Money that goes back without a refund of ours
 
 
@@ -361,7 +327,7 @@ def import_refunds(database: Database, gateway: paystack.Gateway, payment: Payme
     listed = gateway.refunds(payment.created_at - timedelta(days=1))
     for each in (row for row in listed if isinstance(row, money.Refund)):
         if (each.charge_reference or payment.reference).startswith(payment.reference):
-            refunds.record_refund(database, gateway.mode, each, "worker")
+            database.transaction(refunds.apply_refund, gateway.mode, each, "worker")
     finish_poll_of_paid(database, payment, asked_at)
 
 

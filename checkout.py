@@ -167,7 +167,7 @@ def reserve(checkout: Checkout, key: bytes, order: Order) -> Reservation:
     }
 
     def work(conn: BoundedConnection) -> Reservation:
-        made = _insert_key_and_payment(conn, values)
+        made = db.read_payment(conn, MAKE_KEY_AND_PAYMENT, values)
         if made is not None:
             return Reservation(made, key, token, taken_at)
         # The statement that lost the race cannot see the winner's row: its snapshot is older. A second statement can.
@@ -189,15 +189,10 @@ def find_reservation(checkout: Checkout, key: bytes, order: Order) -> Reservatio
     return checkout.database.run(lambda conn: _read_key(conn, values, time.monotonic()))
 
 
-def _insert_key_and_payment(conn: BoundedConnection, values: dict[str, Any]) -> Payment | None:
-    """The new payment, or None if the key exists already. One statement, so one round trip and one commit.
-
-    ON CONFLICT names no target: the payment's id is made from the key and unique too. Of two requests at the same
-    moment, the loser may meet the winner in either index.
-    """
-    return conn.cursor(row_factory=db.MAKE_PAYMENT).execute(MAKE_KEY_AND_PAYMENT, values, prepare=True).fetchone()
-
-
+# Returns the new payment, and no row if the key exists already. One statement, so one round trip and one commit.
+#
+# ON CONFLICT names no target: the payment's id is made from the key and unique too. Of two requests at the same
+# moment, the loser may meet the winner in either index.
 MAKE_KEY_AND_PAYMENT = f"""
     WITH taken AS (
         INSERT INTO idempotency_keys (mode, key, fingerprint, payment_id, token, leased_until)
@@ -273,8 +268,8 @@ def open_checkout(checkout: Checkout, reservation: Reservation) -> Settled:
             checkout.database.transaction(lambda conn: db.open_incident(conn, of.mode, kind, of.id, of.id))
         raise
     if isinstance(outcome, money.Charge):
-        charges.record_charge(checkout.database, outcome, reservation.payment.source)
-    return settle(checkout.database, reservation, outcome, walk.attempt)
+        checkout.database.transaction(charges.apply_charge, outcome, reservation.payment.source)
+    return checkout.database.transaction(settle, reservation, outcome, walk.attempt)
 
 
 Outcome = paystack.Opened | paystack.Refused | money.Charge | None
@@ -318,7 +313,7 @@ class Walk:
         try:
             return self._initialize_once()
         except paystack.Unavailable as unknown:
-            if unknown.asked_to_wait or self._left_seconds() < SHORTEST_CALL_SECONDS:
+            if unknown.retry_after_seconds is not None or self._left_seconds() < SHORTEST_CALL_SECONDS:
                 raise
         return self._initialize_once()
 
@@ -361,40 +356,36 @@ def release_lease(database: Database, reservation: Reservation, *, attempt: int,
     )
 
 
-def settle(database: Database, reservation: Reservation, outcome: Outcome, attempt: int = 1) -> Settled:
+def settle(conn: BoundedConnection, reservation: Reservation, outcome: Outcome, attempt: int = 1) -> Settled:
     """Under the payment's lock, store the walk's outcome, at this attempt, and the answer to the key.
 
     A pending payment gets its checkout URL, or fails because it was refused. A payment that was paid or ended meanwhile
     stays as it is. If the key has its answer already, the URL is forgotten. Raises InFlight if another request has
     taken the lease over, DatabaseUnavailable.
     """
-
-    def work(conn: BoundedConnection) -> Settled:
-        row = conn.execute(LOCK_KEY_AND_PAYMENT, _lease(reservation), prepare=True).fetchone()
-        if row is None:
-            raise DatabaseUnavailable("the key was lost while its checkout was opened")
-        payment = Payment.of(row)
-        if row["answer"] is not None:
-            return Settled(payment, row["answer"])
-        if row["token"] != reservation.token:
-            raise InFlight(1)
-        if payment.status == "pending" and payment.checkout_url is None:
-            match outcome:
-                case paystack.Opened(checkout_url=url):
-                    opened = replace(payment, checkout_url=url, attempt=max(payment.attempt, attempt))
-                    payment = _store_outcome(conn, opened, "opened")
-                case paystack.Refused(reason=reason):
-                    refused = replace(payment, status="failed", status_reason=reason)
-                    payment = _store_outcome(conn, refused, "refused")
-        if isinstance(outcome, paystack.Refused) and payment.status == "failed":
-            answer = outcome.field
-        else:
-            is_answered = payment.checkout_url is not None or payment.status not in db.UNPAID
-            answer = "payment" if is_answered else "payment_expired"
-        _store_answer(conn, reservation, answer, is_opened=isinstance(outcome, paystack.Opened))
-        return Settled(payment, answer)
-
-    return database.transaction(work)
+    row = conn.execute(LOCK_KEY_AND_PAYMENT, _lease(reservation), prepare=True).fetchone()
+    if row is None:
+        raise DatabaseUnavailable("the key was lost while its checkout was opened")
+    payment = Payment.of(row)
+    if row["answer"] is not None:
+        return Settled(payment, row["answer"])
+    if row["token"] != reservation.token:
+        raise InFlight(1)
+    if payment.status == "pending" and payment.checkout_url is None:
+        match outcome:
+            case paystack.Opened(checkout_url=url):
+                opened = replace(payment, checkout_url=url, attempt=max(payment.attempt, attempt))
+                payment = _store_outcome(conn, opened, "opened")
+            case paystack.Refused(reason=reason):
+                refused = replace(payment, status="failed", status_reason=reason)
+                payment = _store_outcome(conn, refused, "refused")
+    if isinstance(outcome, paystack.Refused) and payment.status == "failed":
+        answer = outcome.field
+    else:
+        is_answered = payment.checkout_url is not None or payment.status not in db.UNPAID
+        answer = "payment" if is_answered else "payment_expired"
+    _store_answer(conn, reservation, answer, is_opened=isinstance(outcome, paystack.Opened))
+    return Settled(payment, answer)
 
 
 LOCK_KEY_AND_PAYMENT = f"""
@@ -441,23 +432,19 @@ def _lease(reservation: Reservation) -> dict[str, Any]:
 # Give up
 
 
-def cancel(database: Database, payment: Payment, operator: str) -> Payment:
+def cancel(conn: BoundedConnection, payment: Payment, operator: str) -> Payment:
     """Give up an order: its checkout is not given out any more, and it ends at the next poll that finds it unpaid. Safe
     to repeat. Money that still comes counts, and opens an incident. Raises db.Impossible, DatabaseUnavailable."""
-
-    def work(conn: BoundedConnection) -> Payment:
-        row = conn.execute(
-            """
-            UPDATE payments
-               SET cancelled_at = coalesce(cancelled_at, now()), expires_at = least(expires_at, now()),
-                   poll_at = now(), wanted_at = now()
-             WHERE id = %(id)s AND charge_reference IS NULL AND changed_by(%(operator)s, 'cancelled')
-            RETURNING *
-            """,
-            {"id": payment.id, "operator": operator},
-        ).fetchone()
-        if row is None:
-            raise db.Impossible(f"money has come for {payment.id}: it can be refunded, not cancelled")
-        return Payment.of(row)
-
-    return database.transaction(work)
+    row = conn.execute(
+        """
+        UPDATE payments
+           SET cancelled_at = coalesce(cancelled_at, now()), expires_at = least(expires_at, now()),
+               poll_at = now(), wanted_at = now()
+         WHERE id = %(id)s AND charge_reference IS NULL AND changed_by(%(operator)s, 'cancelled')
+        RETURNING *
+        """,
+        {"id": payment.id, "operator": operator},
+    ).fetchone()
+    if row is None:
+        raise db.Impossible(f"money has come for {payment.id}: it can be refunded, not cancelled")
+    return Payment.of(row)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import psycopg
 import psycopg.generators
@@ -23,6 +23,7 @@ import psycopg.sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("paygate")
@@ -94,12 +95,9 @@ class BoundedConnection(psycopg.Connection[Any]):
             if kwargs.get("target_session_attrs") != "read-write" or "session is read-only" not in str(error):
                 raise
             conn = super().connect(conninfo, **{**kwargs, "target_session_attrs": "any"})
-            try:
+            with suppress(psycopg.Error):
                 if conn.execute("SELECT WHERE current_setting('transaction_read_only') = 'on'").fetchone() is None:
                     return conn
-            except BaseException:
-                conn.close()
-                raise
             conn.close()
             raise
 
@@ -241,15 +239,16 @@ class Database:
     def only_row(self, query: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
         return self.run(lambda conn: only_row(conn, query, values))
 
-    def transaction(self, work: Callable[[BoundedConnection], T]) -> T:
-        """Like `run`, in one transaction. Each change that the trail records names who makes it and why."""
+    def transaction(self, work: Callable[Concatenate[BoundedConnection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Like `run`, in one transaction: the result of `work`, called with the connection and these arguments. Each
+        change that the trail records names who makes it and why."""
 
         def in_transaction(conn: BoundedConnection) -> T:
             conn.execute("BEGIN")
             try:
                 if self.notifies:
                     conn.execute("SELECT set_config('paygate.notify', 'on', true)")
-                result = work(conn)
+                result = work(conn, *args, **kwargs)
             except BaseException:
                 if conn.info.transaction_status != TransactionStatus.UNKNOWN:  # the connection lives
                     conn.rollback()
@@ -486,14 +485,18 @@ def find_payment(database: Database, payment_id: str) -> Payment | None:
     """The payment with this id; None if the id is unknown or is no id."""
     if not ID_PATTERN.fullmatch(payment_id):
         return None
-    query, values = FIND_PAYMENT, {"id": payment_id}
-    return database.run(
-        lambda conn: conn.cursor(row_factory=MAKE_PAYMENT).execute(query, values, prepare=True).fetchone()
-    )
+    return database.run(lambda conn: read_payment(conn, FIND_PAYMENT, {"id": payment_id}))
 
 
-# Most requests run this statement: only the needed columns, and no dict between the row and the payment.
 FIND_PAYMENT = f"SELECT {', '.join(PAYMENT_COLUMNS)} FROM payments WHERE id = %(id)s".encode()  # noqa: S608  # ours
+
+
+def read_payment(conn: BoundedConnection, query: bytes, values: dict[str, Any]) -> Payment | None:
+    """The payment in the row of a prepared statement that returns PAYMENT_COLUMNS; None without a row. Most requests
+    run it: no dict is made between the row and the payment."""
+    return conn.cursor(row_factory=MAKE_PAYMENT).execute(query, values, prepare=True).fetchone()
+
+
 MAKE_PAYMENT = psycopg.rows.args_row(Payment)
 
 
@@ -544,33 +547,29 @@ def close_ended(
     )
 
 
-def close_incident(database: Database, number: int, operator: str, reason: str) -> bool:
+def close_incident(conn: BoundedConnection, number: int, operator: str, reason: str) -> bool:
     """Close an incident; False if no open incident has this number. An equal close within the last minute
     counts as this call, whose reply was lost."""
     values = {"number": number, "operator": operator, "reason": reason}
-
-    def work(conn: BoundedConnection) -> bool:
-        # The payment's lock comes first, as everywhere: the change writes the operator into the payment's trail.
-        conn.execute(
-            """
-            SELECT FROM payments
-             WHERE id = (SELECT payment_id FROM incidents WHERE id = %(number)s) AND changed_by(%(operator)s, 'noted')
-               FOR UPDATE
-            """,
-            values,
-        )
-        closed = conn.execute(
-            """
-            UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(operator)s, close_reason = %(reason)s
-             WHERE id = %(number)s
-               AND (closed_at IS NULL OR closed_by = %(operator)s AND close_reason = %(reason)s
-                                         AND closed_at > clock_timestamp() - interval '1 min')
-            """,
-            values,
-        )
-        return closed.rowcount == 1
-
-    return database.transaction(work)
+    # The payment's lock comes first, as everywhere: the change writes the operator into the payment's trail.
+    conn.execute(
+        """
+        SELECT FROM payments
+         WHERE id = (SELECT payment_id FROM incidents WHERE id = %(number)s) AND changed_by(%(operator)s, 'noted')
+           FOR UPDATE
+        """,
+        values,
+    )
+    closed = conn.execute(
+        """
+        UPDATE incidents SET closed_at = clock_timestamp(), closed_by = %(operator)s, close_reason = %(reason)s
+         WHERE id = %(number)s
+           AND (closed_at IS NULL OR closed_by = %(operator)s AND close_reason = %(reason)s
+                                     AND closed_at > clock_timestamp() - interval '1 min')
+        """,
+        values,
+    )
+    return closed.rowcount == 1
 
 
 def is_ready(database: Database) -> bool:

@@ -4,7 +4,6 @@ paygate believes an answer of Paystack only after reading it here: first the HTT
 the members that it needs (https://paystack.com/docs/api/). An answer that cannot be read is `Unavailable`: no answer.
 """
 
-import copy
 import email.utils
 import hashlib
 import hmac
@@ -17,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import calls
@@ -41,10 +40,7 @@ class Unavailable(Exception):
     def __init__(self, outcome: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(outcome)
         self.retry_after_seconds = retry_after_seconds
-
-    @property
-    def asked_to_wait(self) -> bool:
-        return self.retry_after_seconds is not None
+        """How long Paystack asked us to wait; None if it did not ask."""
 
 
 class Misconfigured(Exception):
@@ -63,7 +59,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Refused:
-    """Paystack takes no payment by this customer or of this amount."""
+    """Paystack takes no payment by this customer or of this amount, or not this `refund`: then no money goes back."""
 
     field: str
     reason: str
@@ -84,13 +80,6 @@ class NotFound:
 @dataclass(frozen=True)
 class UnderWay:
     """Neither paid nor unpaid: the customer is acting, or we do not know the word."""
-
-
-@dataclass(frozen=True)
-class RefundRefused:
-    """Paystack did not take the refund: no money goes back."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -159,6 +148,7 @@ class Gateway:
         self.timeout_seconds = timeout_seconds
         self.mode = mode
         self.pace: Pace | None = None
+        """For the background loops: each call waits for its turn."""
         self.failure = ""
         """Why the last call failed: no answer, or the key is refused; else empty."""
         self.checkout_origins = {CHECKOUT_ORIGIN}
@@ -169,12 +159,6 @@ class Gateway:
             {"Authorization": f"Bearer {keys[0]}", "Accept": "application/json", "Content-Type": "application/json"},
             LARGEST_ANSWER,
         )
-
-    def at(self, pace: Pace) -> Self:
-        """The same gateway for the background loops: each call waits for its turn."""
-        paced = copy.copy(self)
-        paced.pace = pace
-        return paced
 
     def initialize(
         self, payment: Payment, reference: str, page_url: str, within_seconds: float
@@ -240,7 +224,7 @@ class Gateway:
 
     def refund(
         self, reference: str, amount_minor: int, currency: str, note: str, within_seconds: float
-    ) -> Refund | RefundRefused:
+    ) -> Refund | Refused:
         """Ask for a refund of the charge `reference`. Never repeat the call: Paystack would make a second refund.
 
         Raises Unavailable if the outcome is unknown. https://paystack.com/docs/api/refund/#create
@@ -253,7 +237,7 @@ class Gateway:
                 raise Unavailable("unreadable")
             return made
         if response.status in (400, 401, 403, 404):
-            return RefundRefused(_complaint(answer)[1] or f"HTTP {response.status}")
+            return Refused("refund", _complaint(answer)[1] or f"HTTP {response.status}")
         raise Unavailable(str(response.status))
 
     def refund_of_id(self, provider_id: int | Decimal) -> Refund:

@@ -138,26 +138,22 @@ def send(database: Database, gateway: paystack.Gateway, begun: Refund) -> Refund
     since `begin`: the row is read again, and that counts towards the call's time."""
     deadline = time.monotonic() + gateway.timeout_seconds
     if not begin_sending(database, begun):
-        return end_sending(database, begun, refused_because="it was too late to send it; ask for it again")
+        return database.transaction(end_sending, begun, refused_because="it was too late to send it; ask for it again")
     charge, amount_minor = begun.charge_reference, begun.amount_minor
     try:
         answer = gateway.refund(charge, amount_minor, begun.currency, begun.id, deadline - time.monotonic())
     except paystack.Unavailable:
-        return end_sending(database, begun)
-    if isinstance(answer, paystack.RefundRefused):
-        return end_sending(database, begun, refused_because=answer.reason)
+        return database.transaction(end_sending, begun)
+    if isinstance(answer, paystack.Refused):
+        return database.transaction(end_sending, begun, refused_because=answer.reason)
     ours = replace(answer, charge_reference=charge, note=begun.id)
-    return record_refund(database, gateway.mode, ours, begun.made_by) or begun
+    return database.transaction(apply_refund, gateway.mode, ours, begun.made_by) or begun
 
 
-def plan(database: Database, mode: str, request: Request) -> tuple[RefundableCharge, int]:
+def plan(conn: BoundedConnection, mode: str, request: Request) -> tuple[RefundableCharge, int]:
     """The charge and the amount that `begin` would give back. Writes nothing; raises the same errors."""
-
-    def work(conn: BoundedConnection) -> tuple[RefundableCharge, int]:
-        charge = lock_refundable(conn, mode, request.target)
-        return charge, _decide(conn, charge, request)
-
-    return database.run(work)
+    charge = lock_refundable(conn, mode, request.target)
+    return charge, _decide(conn, charge, request)
 
 
 def begin(database: Database, mode: str, request: Request) -> Refund:
@@ -292,7 +288,7 @@ def begin_sending(database: Database, refund: Refund) -> bool:
     return database.transaction(work)
 
 
-def end_sending(database: Database, refund: Refund, *, refused_because: str | None = None) -> Refund:
+def end_sending(conn: BoundedConnection, refund: Refund, *, refused_because: str | None = None) -> Refund:
     """Store that our one call has ended: refused, or without an answer. Then the refund is looked for."""
     statement = """
         UPDATE refunds
@@ -305,12 +301,8 @@ def end_sending(database: Database, refund: Refund, *, refused_because: str | No
          WHERE id = %(id)s
         RETURNING *
         """
-
-    def work(conn: BoundedConnection) -> Refund:
-        _lock_payment(conn, refund.payment_id)  # first, as everywhere: a refusal writes to the payment's trail
-        return Refund.of(db.only_row(conn, statement, {"id": refund.id, "refused_because": refused_because}))
-
-    return database.transaction(work)
+    _lock_payment(conn, refund.payment_id)  # first, as everywhere: a refusal writes to the payment's trail
+    return Refund.of(db.only_row(conn, statement, {"id": refund.id, "refused_because": refused_because}))
 
 
 def poll_due(database: Database, gateway: paystack.Gateway, limit: int) -> int:
@@ -320,12 +312,12 @@ def poll_due(database: Database, gateway: paystack.Gateway, limit: int) -> int:
     for due in dues:
         if due.refund.provider_id is not None:
             try:
-                record_refund(database, gateway.mode, gateway.refund_of_id(due.refund.provider_id), "worker")
+                database.transaction(apply_refund, gateway.mode, gateway.refund_of_id(due.refund.provider_id), "worker")
             except (paystack.Unavailable, paystack.Misconfigured) as error:
-                if isinstance(error, paystack.Unavailable) and error.asked_to_wait:
+                if isinstance(error, paystack.Unavailable) and error.retry_after_seconds is not None:
                     raise
                 logger.warning("refund_not_answered", extra={"reference": due.refund.charge_reference})
-            finish_poll(database, due.refund, next_poll_seconds(due.age_seconds))
+            database.transaction(finish_poll, due.refund, next_poll_seconds(due.age_seconds))
     sought = [due for due in dues if due.refund.provider_id is None]
     if sought:
         _look_for_unanswered(database, gateway, sought)
@@ -340,17 +332,17 @@ def _look_for_unanswered(database: Database, gateway: paystack.Gateway, sought: 
     except (paystack.Unavailable, paystack.Misconfigured):
         for due in sought:  # whose polls are over: an incident says so, list or not
             if next_poll_seconds(due.age_seconds) is None:
-                finish_poll(database, due.refund, None)
+                database.transaction(finish_poll, due.refund, None)
         raise
     listed = [each for each in rows if isinstance(each, money.Refund)]
     unreadable = [each for each in rows if isinstance(each, paystack.Unreadable)]
     for each in listed:
-        record_refund(database, gateway.mode, each, "worker")
+        database.transaction(apply_refund, gateway.mode, each, "worker")
     for due in sought:
         is_listed = any(each.note == due.refund.id for each in listed) or any(map(due.may_be, unreadable))
         if due.refund.status == "unanswered" and due.sent_seconds >= NOT_MADE_AFTER_SECONDS and not is_listed:
-            give_up(database, due.refund, listed)
-        finish_poll(database, due.refund, next_poll_seconds(due.age_seconds))
+            database.transaction(give_up, due.refund, listed)
+        database.transaction(finish_poll, due.refund, next_poll_seconds(due.age_seconds))
 
 
 def next_poll_seconds(age_seconds: float) -> float | None:
@@ -381,49 +373,36 @@ def claim_due(database: Database, mode: str, limit: int, lease_seconds: float) -
     return [RefundDue(Refund.of(row), *[row[each.name] for each in fields(RefundDue)[1:]]) for row in rows]
 
 
-def finish_poll(database: Database, refund: Refund, next_seconds: float | None) -> None:
+def finish_poll(conn: BoundedConnection, refund: Refund, next_seconds: float | None) -> None:
     """Set the time of the next poll. If the refund is still open when its polls end, an incident opens."""
-
-    def work(conn: BoundedConnection) -> None:
-        _lock_payment(conn, refund.payment_id)
-        row = conn.execute(
-            """
-            UPDATE refunds SET poll_at = now() + make_interval(secs => %(next_seconds)s)
-             WHERE id = %(id)s AND status NOT IN ('processed', 'failed', 'refused') RETURNING status
-            """,
-            {"id": refund.id, "next_seconds": next_seconds},
-        ).fetchone()
-        if row is not None and next_seconds is None and row["status"] != "not_made":
-            db.open_incident(conn, refund.mode, "refund_not_final", refund.id, refund.payment_id)
-
-    database.transaction(work)
+    _lock_payment(conn, refund.payment_id)
+    row = conn.execute(
+        """
+        UPDATE refunds SET poll_at = now() + make_interval(secs => %(next_seconds)s)
+         WHERE id = %(id)s AND status NOT IN ('processed', 'failed', 'refused') RETURNING status
+        """,
+        {"id": refund.id, "next_seconds": next_seconds},
+    ).fetchone()
+    if row is not None and next_seconds is None and row["status"] != "not_made":
+        db.open_incident(conn, refund.mode, "refund_not_final", refund.id, refund.payment_id)
 
 
-def give_up(database: Database, refund: Refund, listed: Iterable[money.Refund]) -> None:
+def give_up(conn: BoundedConnection, refund: Refund, listed: Iterable[money.Refund]) -> None:
     """Free the amount of a refund that a complete list, fetched long after our call, does not have. The listed refunds
     are recorded in the same transaction, so that a refund that took the amount is not overlooked."""
-
-    def work(conn: BoundedConnection) -> None:
-        _lock_payment(conn, refund.payment_id)
-        given_up = conn.execute(
-            "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
-        )
-        if given_up.rowcount:
-            db.open_incident(conn, refund.mode, "refund_not_made", refund.id, refund.payment_id)
-        for each in listed:
-            apply_refund(conn, refund.mode, each, "worker")
-
-    database.transaction(work)
+    _lock_payment(conn, refund.payment_id)
+    given_up = conn.execute(
+        "UPDATE refunds SET status = 'not_made' WHERE id = %(id)s AND status = 'unanswered'", {"id": refund.id}
+    )
+    if given_up.rowcount:
+        db.open_incident(conn, refund.mode, "refund_not_made", refund.id, refund.payment_id)
+    for each in listed:
+        apply_refund(conn, refund.mode, each, "worker")
 
 
 def _lock_payment(conn: BoundedConnection, payment_id: str) -> Payment:
     """Always before its refunds: an incident about a refund locks the payment too, to number the notification."""
     return Payment.of(db.only_row(conn, "SELECT * FROM payments WHERE id = %(id)s FOR UPDATE", {"id": payment_id}))
-
-
-def record_refund(database: Database, mode: str, listed: money.Refund, actor: str) -> Refund | None:
-    """`apply_refund` in a transaction of its own."""
-    return database.transaction(lambda conn: apply_refund(conn, mode, listed, actor))
 
 
 def apply_refund(conn: BoundedConnection, mode: str, listed: money.Refund, actor: str) -> Refund | None:

@@ -375,11 +375,8 @@ BEGIN
     event.charged_minor := payment.charged_minor;
     event.refunded_minor := payment.refunded_minor;
     event.digest := payment_digest(payment);
-    INSERT INTO payment_events (payment_id, n, at, actor, why, from_status, to_status, amount_minor, currency, mode,
-                                reference, charged_minor, refunded_minor, digest, hash)
-    VALUES (event.payment_id, event.n, event.at, event.actor, event.why, event.from_status, event.to_status,
-            event.amount_minor, event.currency, event.mode, event.reference, event.charged_minor, event.refunded_minor,
-            event.digest, payment_event_hash(previous.hash, event));
+    event.hash := payment_event_hash(previous.hash, event);
+    INSERT INTO payment_events OVERRIDING USER VALUE VALUES (event.*);  -- the id is the sequence's next value
     RETURN NULL;
 END
 $$;

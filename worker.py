@@ -4,6 +4,7 @@ They run as threads of each web process, or alone (`manage.py worker`). Leases i
 same task, so any number of them may run.
 """
 
+import copy
 import itertools
 import logging
 import threading
@@ -47,7 +48,8 @@ class Worker:
         self.retention_days = settings.retention_days
         self.database = database
         self.pace = paystack.Pace(POLLS_PER_SECOND)
-        self.gateway = gateway.at(self.pace)
+        self.gateway = copy.copy(gateway)
+        self.gateway.pace = self.pace
         self.notifier = outbox.Notifier(settings.notify_url, settings.notify_secrets) if settings.notify_url else None
         self.stopping = threading.Event()
         self.turns = itertools.cycle(TURNS)
@@ -296,7 +298,7 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
             verdict = gateway.verify(reference, gateway.timeout_seconds)
         except paystack.Unavailable as unknown:
             is_answered = False
-            if unknown.asked_to_wait:
+            if unknown.retry_after_seconds is not None:
                 break
             continue
         except paystack.Misconfigured:
@@ -305,7 +307,7 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
             continue
         match verdict:
             case money.Charge() as charge:
-                charges.record_charge(database, charge, "worker")
+                database.transaction(charges.apply_charge, charge, "worker")
                 is_paid = True
             case paystack.Unpaid(declined=reason):
                 declined = reason or declined
@@ -323,8 +325,8 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
         age_seconds = (due.asked_at - payment.created_at).total_seconds()
         over_seconds = (due.asked_at - payment.expires_at).total_seconds()
         ends = is_answered and payment.status == "pending" and over_seconds >= 0
-        finish_poll(
-            database,
+        database.transaction(
+            finish_poll,
             payment,
             next_seconds=next_poll_seconds(age_seconds, over_seconds, "expired" if ends else payment.status),
             ends=ends,
@@ -404,41 +406,37 @@ CLAIMS = {
 
 
 def finish_poll(
-    database: Database, payment: Payment, *, next_seconds: float | None, ends: bool, declined: str | None
+    conn: BoundedConnection, payment: Payment, *, next_seconds: float | None, ends: bool, declined: str | None
 ) -> None:
     """Store the result of a poll without money: the time of the next poll, and a pending payment's last decline or end.
     A payment ends as `failed` if any poll has seen a decline. A payment that is pending a day after its time opens an
     incident. Does nothing if money has come meanwhile.
     """
-
-    def work(conn: BoundedConnection) -> None:
-        left = conn.execute(
-            """
-            UPDATE payments
-               SET poll_at = CASE WHEN poll_at <= now() THEN poll_at -- an event has made it due meanwhile
-                                  ELSE now() + make_interval(secs => %(next_seconds)s) END,
-                   poll_leased_until = NULL,
-                   status = CASE WHEN status <> 'pending' OR NOT %(ends)s THEN status
-                                 WHEN coalesce(%(declined)s, status_reason) IS NULL THEN 'expired' ELSE 'failed' END,
-                   status_reason = CASE WHEN status = 'pending' THEN coalesce(%(declined)s, status_reason)
-                                        ELSE status_reason END
-             WHERE id = %(id)s AND charge_reference IS NULL AND changed_by('worker', %(why)s)
-            RETURNING status, expires_at <= now() - interval '1 day' AS is_long_over
-            """,
-            {
-                "id": payment.id,
-                "next_seconds": next_seconds,
-                "ends": ends,
-                "declined": declined,
-                "why": "time_over" if ends else "declined",
-            },
-        ).fetchone()
-        if left and left["status"] != "pending":
-            db.close_ended(conn, "worker", payment.id, "never_ended")
-        elif left and left["is_long_over"]:
-            db.open_incident(conn, payment.mode, "never_ended", payment.id, payment.id)
-
-    database.transaction(work)
+    left = conn.execute(
+        """
+        UPDATE payments
+           SET poll_at = CASE WHEN poll_at <= now() THEN poll_at -- an event has made it due meanwhile
+                              ELSE now() + make_interval(secs => %(next_seconds)s) END,
+               poll_leased_until = NULL,
+               status = CASE WHEN status <> 'pending' OR NOT %(ends)s THEN status
+                             WHEN coalesce(%(declined)s, status_reason) IS NULL THEN 'expired' ELSE 'failed' END,
+               status_reason = CASE WHEN status = 'pending' THEN coalesce(%(declined)s, status_reason)
+                                    ELSE status_reason END
+         WHERE id = %(id)s AND charge_reference IS NULL AND changed_by('worker', %(why)s)
+        RETURNING status, expires_at <= now() - interval '1 day' AS is_long_over
+        """,
+        {
+            "id": payment.id,
+            "next_seconds": next_seconds,
+            "ends": ends,
+            "declined": declined,
+            "why": "time_over" if ends else "declined",
+        },
+    ).fetchone()
+    if left and left["status"] != "pending":
+        db.close_ended(conn, "worker", payment.id, "never_ended")
+    elif left and left["is_long_over"]:
+        db.open_incident(conn, payment.mode, "never_ended", payment.id, payment.id)
 
 
 def apply_lists(database: Database, gateway: paystack.Gateway) -> int:
@@ -452,13 +450,13 @@ def apply_lists(database: Database, gateway: paystack.Gateway) -> int:
     since, found = datetime.now(UTC) - timedelta(days=days), 0
     for charge in gateway.transactions(since):
         if isinstance(charge, money.Charge) and db.REFERENCE_PATTERN.fullmatch(charge.reference):
-            charges.record_charge(database, charge, "worker")
+            database.transaction(charges.apply_charge, charge, "worker")
             found += 1
     for listed in gateway.refunds(since):
         if isinstance(listed, paystack.Unreadable):
             note_unreadable(database, gateway.mode, listed)
         elif listed.charge_reference is None or db.REFERENCE_PATTERN.fullmatch(listed.charge_reference):
-            refunds.record_refund(database, gateway.mode, listed, "worker")
+            database.transaction(refunds.apply_refund, gateway.mode, listed, "worker")
             found += 1
     return found
 

@@ -44,7 +44,7 @@ def give_back(arguments: argparse.Namespace, service: provider.Service, request:
     """Say what will be given back, ask, do it, and say what came of it."""
     database, gateway = service.database, service.gateway
     try:
-        charge, amount_minor = refunds.plan(database, gateway.mode, request)
+        charge, amount_minor = database.transaction(refunds.plan, gateway.mode, request)
     except refunds.RefundAsked as asked:
         return tell_repetition(arguments, asked)
     what = f"{money.readable(amount_minor, charge.currency)} of {charge.reference}"

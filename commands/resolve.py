@@ -56,7 +56,7 @@ def close_incident(arguments: argparse.Namespace, env: Environment, url: str) ->
         if arguments.dry_run:
             is_open = bool(database.rows(IS_OPEN, {"number": arguments.incident}))
         else:
-            is_open = db.close_incident(database, arguments.incident, arguments.by, arguments.reason)
+            is_open = database.transaction(db.close_incident, arguments.incident, arguments.by, arguments.reason)
     if not is_open:
         raise Refused(f"there is no open incident {arguments.incident}")
     print(f"incident {arguments.incident} {'would be ' if arguments.dry_run else ''}closed")

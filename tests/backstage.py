@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 import psycopg.rows
@@ -22,6 +22,7 @@ from local import embedded
 from local.sandbox import Sandbox
 from shop import SECRET_KEY, Shop, query, wait_until
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Psql = psycopg.Connection[dict[str, Any]]
 
@@ -65,8 +66,10 @@ class OneTransaction(db.Database):
     def run(self, work: Callable[[db.BoundedConnection], T], within_seconds: float = 5) -> T:
         return work(self.conn)
 
-    def transaction(self, work: Callable[[db.BoundedConnection], T]) -> T:
-        return work(self.conn)
+    def transaction(
+        self, work: Callable[Concatenate[db.BoundedConnection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return work(self.conn, *args, **kwargs)
 
 
 def second_of_two(

@@ -54,7 +54,7 @@ def cancelled(shop: Shop) -> dict[str, Any]:
     payment = shop.created()
     found = db.find_payment(shop.app.database, payment["id"])
     assert found is not None
-    checkout.cancel(shop.app.database, found, "operator:ada")
+    shop.app.database.transaction(checkout.cancel, found, "operator:ada")
     return payment
 
 

@@ -217,8 +217,8 @@ def test_of_two_charges_at_the_same_moment_one_is_the_second(shop: Shop) -> None
     assert isinstance(first, money.Charge) and isinstance(second, money.Charge)
     second_of_two(
         shop,
-        lambda database: charges.record_charge(database, first, "webhook"),
-        lambda database: charges.record_charge(database, second, "worker"),
+        lambda database: database.transaction(charges.apply_charge, first, "webhook"),
+        lambda database: database.transaction(charges.apply_charge, second, "worker"),
     )
     assert only_payment(shop)["charge_reference"] == both[0]
     assert incidents(shop) == [("second_charge", both[1])]

@@ -564,7 +564,9 @@ def test_money_that_comes_while_the_answer_is_stored_gives_out_no_url(shop: Shop
     assert isinstance(charge, money.Charge)
     settled = second_of_two(
         shop,
-        lambda database: charges.record_charge(database, charge, "webhook"),
-        lambda database: checkout.settle(database, reserved, paystack.Opened("https://checkout.paystack.com/x")),
+        lambda database: database.transaction(charges.apply_charge, charge, "webhook"),
+        lambda database: database.transaction(
+            checkout.settle, reserved, paystack.Opened("https://checkout.paystack.com/x")
+        ),
     )
     assert (settled.payment.status, settled.payment.checkout_url) == ("completed", None)

@@ -21,7 +21,7 @@ from commands.migrate import migrate
 from local.sandbox import Sandbox
 from shop import Shop, sandbox  # noqa: F401  # fixtures
 from till import paid
-from web import outbox
+from web import outbox, readers
 
 NOTIFY = {"NOTIFY_URL": "http://127.0.0.1:9/", "NOTIFY_SECRET": "whsec_" + "QUFB" * 11}
 CLOCK = """
@@ -161,7 +161,7 @@ def test_a_reader_makes_a_payment_due_by_the_databases_clock(shop: Shop) -> None
             " poll_leased_until = now() + make_interval(secs => %s)",
             *(polled, leased),
         )
-        charges.poll_soon(shop.app.database, "test", {payment["id"]: 0.0}, [])
+        readers.poll_soon(shop.app.database, "test", {payment["id"]: 0.0}, [])
         assert shop.sql("SELECT wanted_at <= now() AS is_wanted FROM payments") == [{"is_wanted": is_wanted or None}]
 
 
@@ -190,10 +190,10 @@ def test_a_refund_is_asked_for_again_within_a_day(shop: Shop) -> None:
     request = refunds.Request(begun(shop).payment_id, "10.00", "operator:ada")
     make_older(shop, "refunds", 86400 - 60)
     with pytest.raises(refunds.RefundAsked) as asked:
-        refunds.plan(shop.app.database, "test", request)
+        shop.app.database.transaction(refunds.plan, "test", request)
     assert asked.value.is_recent
     make_older(shop, "refunds", 86400 + 60)
-    refunds.plan(shop.app.database, "test", request)
+    shop.app.database.transaction(refunds.plan, "test", request)
 
 
 def test_the_ages_of_a_refund_are_by_the_databases_clock(shop: Shop) -> None:
@@ -203,7 +203,7 @@ def test_the_ages_of_a_refund_are_by_the_databases_clock(shop: Shop) -> None:
     (due,) = refunds.claim_due(shop.app.database, "test", 20, 60)
     assert due.age_seconds == pytest.approx(600, abs=30)
     assert due.sent_seconds == pytest.approx(480, abs=30)
-    refunds.finish_poll(shop.app.database, due.refund, 300)
+    shop.app.database.transaction(refunds.finish_poll, due.refund, 300)
     assert shop.sql("SELECT poll_at > now() + interval '4 min' AS is_later FROM refunds") == [{"is_later": True}]
 
 

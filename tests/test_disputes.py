@@ -133,7 +133,7 @@ def test_what_an_event_makes_due_while_an_unpaid_payment_is_polled_stays_due(sho
     assert due is not None
     sandbox.pay(payment["reference"])
     assert shop.deliver(payment["reference"], amount=None).status_code == 200  # cannot be read
-    worker.finish_poll(shop.app.database, due.payment, next_seconds=1800, ends=False, declined=None)
+    shop.app.database.transaction(worker.finish_poll, due.payment, next_seconds=1800, ends=False, declined=None)
     assert shop.sql("SELECT poll_at <= now() AS is_due FROM payments") == [{"is_due": True}]
 
 

@@ -15,6 +15,7 @@ from relay import Moment, Relay
 from shop import LIVE, Shop, open_shop, query, sandbox, shop, wait_until  # noqa: F401
 from test_worker import DAY, HOUR, MINUTE, manage, seconds_to_the_next_poll
 from till import Till, open_till, till  # noqa: F401
+from web import readers
 
 # A payment that gets no end
 
@@ -167,10 +168,10 @@ def test_after_going_live_no_test_payment_is_measured_or_made_due(gone_live: Sho
     answer = gone_live.client.simulate_get("/metrics", headers={"Authorization": "Bearer count-what-waits"})
     assert 'paygate_oldest_due_poll_seconds{mode="live"} 0\n' in answer.text
     assert 'mode="test"' not in answer.text
-    waited = charges.poll_soon(gone_live.app.database, "live", {payment["id"]: 0.0}, [payment["id"]])
+    waited = readers.poll_soon(gone_live.app.database, "live", {payment["id"]: 0.0}, [payment["id"]])
     assert waited == {payment["id"]: "pending"}
     assert gone_live.sql("SELECT wanted_at FROM payments") == [{"wanted_at": None}]
-    charges.poll_soon(gone_live.app.database, "test", {payment["id"]: 0.0}, [])
+    readers.poll_soon(gone_live.app.database, "test", {payment["id"]: 0.0}, [])
     assert gone_live.sql("SELECT id FROM payments WHERE wanted_at IS NOT NULL") != []
     assert worker_of(gone_live).poll() > 0
 

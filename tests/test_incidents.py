@@ -75,7 +75,7 @@ def test_a_refund_that_was_made_though_it_seemed_refused_names_no_refusal(shop: 
     payment = paid(shop)
     request = refunds.Request(payment["id"], "20", "operator:ada")
     begun = refunds.begin(shop.app.database, shop.app.gateway.mode, request)
-    refunds.end_sending(shop.app.database, begun, refused_because="Insufficient balance")
+    shop.app.database.transaction(refunds.end_sending, begun, refused_because="Insufficient balance")
     sandbox.dashboard_refund(payment["reference"], 2000)
     sandbox.ledger.refund_named(payment["reference"]).merchant_note = begun.id
     settle(shop, sandbox, payment["reference"])
@@ -221,7 +221,7 @@ def test_who_closes_an_incident_waits_for_its_payment_first(shop: Shop, sandbox:
     assert second_of_two(
         shop,
         lambda database: database.run(lambda conn: refunds.lock_refundable(conn, "test", payment["id"])),
-        lambda database: db.close_incident(database, opened["id"], "operator:ada", "seen"),
+        lambda database: database.transaction(db.close_incident, opened["id"], "operator:ada", "seen"),
         leaves="incidents",
     )
 

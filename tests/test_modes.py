@@ -19,7 +19,7 @@ from backstage import end_leases, incidents, make_due, poll, refuse_charges
 from commands import doctor
 from shop import LIVE, Shop, live, open_shop, sandbox, sign  # noqa: F401  # fixtures
 from till import Till, open_till, paid, till  # noqa: F401  # fixtures
-from web import outbox
+from web import outbox, readers
 
 NOTIFY = {"NOTIFY_URL": "http://127.0.0.1:9/", "NOTIFY_SECRET": "whsec_" + "QUFB" * 11}
 
@@ -69,7 +69,7 @@ def test_what_is_due_is_claimed_in_its_own_mode_alone(shop: Shop, till: Till, wh
 def test_money_of_the_other_mode_pays_nothing(shop: Shop) -> None:
     payment = shop.created()
     charge = money.Charge(payment["reference"], "live", 1, 5000, 5000, 0, "NGN", "card", None)
-    charges.record_charge(shop.app.database, charge, "webhook")
+    shop.app.database.transaction(charges.apply_charge, charge, "webhook")
     assert shop.get(payment["id"])["status"] == "pending"
     assert (shop.sql("SELECT * FROM charges"), incidents(shop)) == ([], [("unknown_reference", payment["reference"])])
 
@@ -97,7 +97,7 @@ def test_a_refund_of_the_same_number_in_both_modes_is_two(shop: Shop, live: Shop
     (charge,) = shop.sql("SELECT * FROM charges WHERE mode = 'live'")
     number = row["provider_id"] if named_by == "its id" else 99
     listed = money.Refund(number, None, charge["provider_id"], 1000, "NGN", "processed", None)
-    refunds.record_refund(shop.app.database, "live", listed, "worker")
+    shop.app.database.transaction(refunds.apply_refund, "live", listed, "worker")
     told = shop.sql("SELECT mode, status FROM refunds ORDER BY mode, status")
     assert {row["status"] for row in told if row["mode"] == "test"} == {"pending"}
     assert "processed" in {row["status"] for row in told if row["mode"] == "live"}
@@ -106,7 +106,7 @@ def test_a_refund_of_the_same_number_in_both_modes_is_two(shop: Shop, live: Shop
 def test_a_refund_that_names_a_charge_of_the_other_mode_is_not_recorded(shop: Shop) -> None:
     payment = paid(shop)
     listed = money.Refund(7, payment["reference"], None, 1000, "NGN", "processed", None)
-    assert refunds.record_refund(shop.app.database, "live", listed, "worker") is None
+    assert shop.app.database.transaction(refunds.apply_refund, "live", listed, "worker") is None
     assert shop.sql("SELECT * FROM refunds") == []
 
 
@@ -156,9 +156,9 @@ def test_one_order_paid_in_both_modes_is_not_paid_twice(shop: Shop, live: Shop) 
 
 def test_a_reader_of_the_other_mode_makes_nobody_look(shop: Shop) -> None:
     payment = shop.created()
-    charges.poll_soon(shop.app.database, "live", {payment["id"]: 0.0}, [])
+    readers.poll_soon(shop.app.database, "live", {payment["id"]: 0.0}, [])
     assert shop.sql("SELECT wanted_at FROM payments") == [{"wanted_at": None}]
-    charges.poll_soon(shop.app.database, "test", {payment["id"]: 0.0}, [])
+    readers.poll_soon(shop.app.database, "test", {payment["id"]: 0.0}, [])
     assert shop.sql("SELECT wanted_at FROM payments") != [{"wanted_at": None}]
 
 
@@ -178,7 +178,7 @@ def test_a_key_in_both_modes_is_two_keys_at_each_step(shop: Shop, live: Shop) ->
         checkout.release_lease(shop.app.database, taken, attempt=1, reference_exists=False)
         assert shop.sql(theirs) == before
     taken = checkout.reserve(shop.app.office, key, order)
-    settled = checkout.settle(shop.app.database, taken, paystack.Opened("https://checkout.paystack.com/x"))
+    settled = shop.app.database.transaction(checkout.settle, taken, paystack.Opened("https://checkout.paystack.com/x"))
     assert (settled.payment.mode, settled.answer) == ("test", "payment")
     assert shop.sql(theirs) == before
     assert checkout.reserve(live.app.office, key, order).answer is None

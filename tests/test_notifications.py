@@ -548,7 +548,7 @@ def test_a_change_while_the_one_before_it_ends_is_told(shop: Shop) -> None:
     assert sent is not None
     second_of_two(
         shop,
-        lambda database: refunds.record_refund(database, "test", refund, "worker"),
+        lambda database: database.transaction(refunds.apply_refund, "test", refund, "worker"),
         lambda database: outbox.finish_notification(database, sent, "204", is_delivered=True, pause_seconds=None),
     )
     assert deliver(shop) == 1
@@ -562,7 +562,7 @@ def test_a_change_while_the_one_before_it_is_sent_again_waits_for_it(shop: Shop)
     second_of_two(
         shop,
         lambda database: outbox.send_again(database, "test", payment["id"]),
-        lambda database: refunds.record_refund(database, "test", refund, "worker"),
+        lambda database: database.transaction(refunds.apply_refund, "test", refund, "worker"),
     )
     assert [row["due_at"] is not None for row in rows(shop)] == [True, False]
 

@@ -165,7 +165,7 @@ def test_a_refund_that_was_not_taken_is_refused_with_the_reason(
 ) -> None:
     wire.post(f"{API}/refund", json=refusal("Transaction has been fully reversed"), status=status)
     refused = gateway.refund("PG-1", 1000, "NGN", "R-1", 5)
-    assert refused == paystack.RefundRefused("Transaction has been fully reversed")
+    assert refused == paystack.Refused("refund", "Transaction has been fully reversed")
 
 
 @pytest.mark.parametrize(

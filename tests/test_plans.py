@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-import charges
 import history
 import manage
 import plans
@@ -19,6 +18,7 @@ from local import embedded
 from local.sandbox import Sandbox
 from office import ADMIN_TOKEN, Office
 from shop import SECRET_KEY, Shop, query, wait_until
+from web import readers
 from web.metrics import FIGURES
 
 GROWING = {"payments", "idempotency_keys", "charges", "refunds", "payment_events", "provider_events", "notifications"}
@@ -123,7 +123,7 @@ def hear_of_a_dispute(past: Past) -> None:
 
 def ask_soon(past: Past) -> None:
     ids = [history.payment_id(n) for n in range(PAYMENTS - 20, PAYMENTS)]
-    charges.poll_soon(past.shop.app.database, "test", dict.fromkeys(ids, 0.0), ids)
+    readers.poll_soon(past.shop.app.database, "test", dict.fromkeys(ids, 0.0), ids)
 
 
 def work_with_nothing_due(past: Past) -> None:

@@ -20,6 +20,7 @@ from money_back import DAY, HOUR, MINUTE, age, incidents, only_refund, refunds, 
 from refunds import (
     Refund,
     Request,
+    apply_refund,
     begin,
     claim_due,
     end_sending,
@@ -27,7 +28,6 @@ from refunds import (
     give_up,
     lock_refundable,
     next_poll_seconds,
-    record_refund,
     send,
 )
 from relay import Relay
@@ -529,8 +529,8 @@ def test_two_refunds_that_are_processed_at_the_same_moment_are_both_counted(shop
     first, second = (shop.app.gateway.refund_of_id(refund["id"]) for refund in sandbox.refunds())
     second_of_two(
         shop,
-        lambda database: record_refund(database, "test", first, "worker"),
-        lambda database: record_refund(database, "test", second, "worker"),
+        lambda database: database.transaction(apply_refund, "test", first, "worker"),
+        lambda database: database.transaction(apply_refund, "test", second, "worker"),
     )
     assert shop.get(payment["id"])["refunded_amount"] == 30
 
@@ -560,11 +560,11 @@ FOUND = money.Refund(3018284, "", None, 2000, "NGN", "pending", None)
 @pytest.mark.parametrize(
     "end",
     [
-        lambda database, refund: end_sending(database, refund, refused_because="no"),
-        lambda database, refund: finish_poll(database, refund, None),
-        lambda database, refund: give_up(database, refund, []),
-        lambda database, refund: record_refund(
-            database, "test", replace(FOUND, charge_reference=refund.charge_reference, note=refund.id), "worker"
+        lambda database, refund: database.transaction(end_sending, refund, refused_because="no"),
+        lambda database, refund: database.transaction(finish_poll, refund, None),
+        lambda database, refund: database.transaction(give_up, refund, []),
+        lambda database, refund: database.transaction(
+            apply_refund, "test", replace(FOUND, charge_reference=refund.charge_reference, note=refund.id), "worker"
         ),
     ],
     ids=["refused", "polled", "given up", "found"],
@@ -585,8 +585,8 @@ def test_a_refund_that_is_found_at_the_same_moment_is_not_given_up(shop: Shop) -
     found = replace(FOUND, charge_reference=refund.charge_reference, note=refund.id)
     second_of_two(
         shop,
-        lambda database: record_refund(database, "test", found, "worker"),
-        lambda database: give_up(database, refund, []),
+        lambda database: database.transaction(apply_refund, "test", found, "worker"),
+        lambda database: database.transaction(give_up, refund, []),
     )
     assert (statuses(shop), incidents(shop)) == (["pending"], [])
 

@@ -112,7 +112,7 @@ class PayForm:
             self.refuse(req, resp, form.anew(notice="changed"))
         else:
             if settled.payment.charge_reference is None and self.is_withdrawn(form):  # meanwhile
-                checkout.cancel(self.checkout.database, settled.payment, "link")
+                self.checkout.database.transaction(checkout.cancel, settled.payment, "link")
                 raise Problem("link_withdrawn")
             self.go_on(req, resp, form, settled)
 

@@ -89,7 +89,7 @@ class Cancel(Resource):
     def on_post(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
         fields, operator = command(req)
         fields.check()
-        cancelled = checkout.cancel(self.office.database, self.office.find(payment_id), operator)
+        cancelled = self.office.database.transaction(checkout.cancel, self.office.find(payment_id), operator)
         answer(resp, "The order is given up.", payment=payment_json(cancelled))
 
 
@@ -208,7 +208,7 @@ class CloseIncident(Resource):
         fields.check()
         if not self.office.rows(INCIDENT, number=number):
             raise Problem("not_found", "There is no such incident.")
-        if not db.close_incident(self.office.database, number, operator, reason):
+        if not self.office.database.transaction(db.close_incident, number, operator, reason):
             raise Problem("not_possible", f"Incident {number} is closed already.")
         (row,) = self.office.rows(INCIDENT, number=number)
         answer(resp, "The incident is closed.", incident=incident_json(row))
@@ -272,7 +272,7 @@ class Withdraw(Resource):
         database, cancelled = self.office.database, []
         for payment in links.withdraw(database, self.office.settings.mode, order, operator):
             with suppress(db.Impossible):  # paid meanwhile; the others are still cancelled
-                cancelled.append(checkout.cancel(database, payment, operator))
+                cancelled.append(database.transaction(checkout.cancel, payment, operator))
         payments = array(map(payment_json, cancelled))
         answer(resp, "The links are withdrawn.", order=shapes.as_json(order), payments=payments)
 

@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
+from collections.abc import Iterable, Mapping
 
 import falcon
 
-import charges
 import db
 from web.errors import Problem
 from web.guard import Guard, network
@@ -97,7 +97,7 @@ class Readers:
                     self.thread = None
                     return
             try:
-                statuses = charges.poll_soon(self.database, self.mode, noted, set(waiting.values()))
+                statuses = poll_soon(self.database, self.mode, noted, set(waiting.values()))
             except db.DatabaseUnavailable as error:
                 logger.info("readers_not_served", extra={"outcome": str(error)})
                 continue
@@ -107,3 +107,31 @@ class Readers:
             for news, payment_id in waiting.items():
                 if statuses.get(payment_id, "pending") != "pending":
                     news.set()
+
+
+def poll_soon(
+    database: db.Database, mode: str, noted: Mapping[str, float], waited_for: Iterable[str]
+) -> dict[str, str]:
+    """Make unpaid payments due soon, before payments that nobody waits for, each at most once in 5 seconds. `noted`
+    maps the payments to the seconds until their turns. Returns the statuses of the payments in `waited_for`. Regular
+    polls stay as they are: they are counted from a payment's age."""
+    rows = database.rows(
+        """
+        WITH wanted AS (
+            UPDATE payments p SET wanted_at = now() + make_interval(secs => n.seconds)
+              FROM unnest(%(noted)s::text[], %(seconds)s::float8[]) AS n (id, seconds)
+             WHERE p.id = n.id AND mode = %(mode)s AND charge_reference IS NULL
+               AND (wanted_at IS NULL OR wanted_at > now() + make_interval(secs => n.seconds))
+               AND (polled_at IS NULL OR polled_at <= now() - interval '5 s')
+               AND (poll_leased_until IS NULL OR poll_leased_until <= now())
+        )
+        SELECT id, status FROM payments WHERE id = ANY(%(waited_for)s)
+        """,
+        {
+            "mode": mode,
+            "noted": list(noted),
+            "seconds": list(noted.values()),
+            "waited_for": list(waited_for),
+        },
+    )
+    return {row["id"]: row["status"] for row in rows}

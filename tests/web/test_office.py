@@ -382,7 +382,7 @@ def test_a_payment_that_comes_while_links_are_withdrawn_leaves_no_other_one_open
     charge = money.Charge(first["reference"], "test", None, first["amount_minor"], None, None, "NGN", None, None)
     withdrawn = second_of_two(
         shop,
-        lambda database: charges.record_charge(database, charge, "webhook"),
+        lambda database: database.transaction(charges.apply_charge, charge, "webhook"),
         lambda _: office.did("/links/withdraw", {"order": "1001"}),
     )
     assert [payment["id"] for payment in withdrawn["payments"]] == [second["id"]]
