@@ -21,8 +21,8 @@ import db
 import paystack
 from settings import Settings, load
 from web import bodies, form, log, metrics, office, orders, pages, shapes
-from web import guard as guards
 from web.errors import HEADERS, PROBLEMS, Problem
+from web.guard import Guard
 from web.readers import Readers
 
 logger = logging.getLogger("paygate")
@@ -43,9 +43,9 @@ class Paygate(falcon.App[falcon.Request, falcon.Response]):
         self.settings = settings
         self.database = db.Database(settings.database_url, settings.db_pool, notifies=settings.notify_url is not None)
         slots = threading.BoundedSemaphore(settings.slots)
-        self.guard = guards.Guard(settings)
-        self.office = office.Office(self.database, self.gateway, settings, slots, self.guard)
-        self.readers = Readers(self.database, settings.mode, self.guard, most_waiting=max(1, settings.threads // 8))
+        guard = Guard(settings)
+        self.office = office.Office(self.database, self.gateway, settings, slots, guard)
+        self.readers = Readers(self.database, settings.mode, guard, most_waiting=max(1, settings.threads // 8))
         self.templates = pages.Templates(settings)
 
     def __call__(self, env: dict[str, Any], start_response: Any) -> Any:
@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> Paygate:
     app.set_error_serializer(render_http_error)
     app.add_error_handler(Exception, app.on_error)
     app.add_route("/api/v1/payments", Payments(app.office))
-    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.readers, app.guard))
+    app.add_route("/api/v1/payments/{payment_id}", PaymentById(app.readers))
     app.add_route("/api/v1/payments/{payment_id}/refunds", office.Refunds(app.office))
     app.add_route("/api/v1/payments/{payment_id}/refunds/{refund_id}", office.RefundById(app.office))
     app.add_route("/api/v1/payments/{payment_id}/cancel", office.Cancel(app.office))
@@ -91,10 +91,10 @@ def create_app(settings: Settings | None = None) -> Paygate:
     app.add_route("/api/v1/links", office.Links(app.office))
     app.add_route("/api/v1/links/withdraw", office.Withdraw(app.office))
     app.add_route("/api/v1/report", office.Report(app.office))
-    app.add_route("/api/v1/webhooks/paystack", PaystackWebhook(app.database, app.gateway))
+    app.add_route("/api/v1/webhooks/paystack", PaystackWebhook(app.office))
     app.add_route("/", pages.Home(settings, app.templates))
     app.add_route("/desk", Text(pages.desk(settings, app.templates), falcon.MEDIA_HTML))
-    app.add_route("/pay", form.PayForm(settings, app.templates, app.office, app.guard))
+    app.add_route("/pay", form.PayForm(app.templates, app.office))
     app.add_route("/pay/{payment_id}", pages.PaymentPage(app.templates, app.readers))
     app.add_route("/api/v1/openapi.json", Text(description("openapi.json", settings), falcon.MEDIA_JSON))
     app.add_route("/docs", Text(description("docs.html", settings), falcon.MEDIA_HTML))
@@ -131,12 +131,11 @@ class PaymentById:
     """GET /api/v1/payments/{id}: the payment as it stands, or after a change. Without API_TOKEN, anyone who knows the
     id may read it."""
 
-    def __init__(self, readers: Readers, guard: guards.Guard) -> None:
+    def __init__(self, readers: Readers) -> None:
         self.readers = readers
-        self.guard = guard
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, payment_id: str) -> None:
-        self.guard.check_reader(req)
+        self.readers.guard.check_reader(req)
         payment = self.readers.find(payment_id, req)
         self.readers.note(payment, req)
         seconds = parse_wait(req)
@@ -149,15 +148,14 @@ class PaymentById:
 class PaystackWebhook:
     """POST /api/v1/webhooks/paystack: stores and applies an event before the 200. Paystack repeats it until a 200."""
 
-    def __init__(self, database: db.Database, gateway: paystack.Gateway) -> None:
-        self.database = database
-        self.gateway = gateway
+    def __init__(self, back_office: office.Office) -> None:
+        self.office = back_office
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         body = bodies.read(req, LARGEST_EVENT_BODY, "An event")
-        if not self.gateway.is_signed(body, req.get_header("x-paystack-signature") or ""):
+        if not self.office.gateway.is_signed(body, req.get_header("x-paystack-signature") or ""):
             raise Problem("invalid_signature")
-        req.context.reference = charges.receive_event(self.database, self.gateway, body)
+        req.context.reference = charges.receive_event(self.office.database, self.office.gateway, body)
         office.answer(resp, "Event received.")
 
 

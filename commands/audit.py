@@ -233,10 +233,6 @@ RULES = {
          WHERE accepted_by IS NOT NULL AND NOT EXISTS (
                SELECT FROM payment_events WHERE payment_id = p.id AND why = 'accepted' AND actor = p.accepted_by)
     """,
-    "is not paid but has a time of payment, or the other way round": """
-        SELECT id AS subject FROM payments
-         WHERE (status IN ('completed', 'partially_refunded', 'refunded')) <> (paid_at IS NOT NULL)
-    """,
     "its paid sum is not that of its charge": """
         SELECT p.id AS subject FROM payments p LEFT JOIN charges c ON c.reference = p.charge_reference
          WHERE p.charge_reference IS NOT NULL
@@ -273,17 +269,15 @@ RULES = {
     "more than one checkout page was opened to the customer": """
         SELECT payment_id AS subject FROM payment_events WHERE why = 'opened' GROUP BY payment_id HAVING count(*) > 1
     """,
-    "was answered, but has neither a checkout page nor money": """
+    "was answered, but has neither a checkout page nor money; or was refused a page, and has one": """
         SELECT p.id AS subject FROM payments p JOIN idempotency_keys k ON k.payment_id = p.id
-         WHERE k.answer = 'payment' AND p.checkout_url IS NULL AND p.charge_reference IS NULL
+         WHERE (k.answer = 'payment' AND p.checkout_url IS NULL AND p.charge_reference IS NULL)
+            OR (k.answer <> 'payment' AND p.checkout_url IS NOT NULL)
     """,
-    "an event was applied, but its charge is missing": """
-        SELECT DISTINCT payment_id AS subject FROM provider_events e
-         WHERE outcome = 'applied' AND NOT EXISTS (SELECT FROM charges WHERE reference = e.reference)
-    """,
-    "an applied event is not of its charge's payment": """
-        SELECT c.payment_id AS subject FROM provider_events e JOIN charges c USING (reference)
-         WHERE outcome = 'applied' AND e.payment_id IS DISTINCT FROM c.payment_id
+    "an event was applied, but its charge is missing or of another payment": """
+        SELECT DISTINCT coalesce(c.payment_id, e.payment_id) AS subject
+          FROM provider_events e LEFT JOIN charges c USING (reference)
+         WHERE outcome = 'applied' AND (c.payment_id = e.payment_id) IS NOT TRUE
     """,
     "money came for it, no payment has it, and nobody was told": """
         SELECT DISTINCT reference AS subject FROM provider_events e
@@ -291,10 +285,6 @@ RULES = {
            AND NOT EXISTS (SELECT FROM payments WHERE reference = left(e.reference, 29) AND mode = e.mode)
            AND NOT EXISTS (SELECT FROM incidents
                             WHERE kind IN ('unknown_reference', 'unreadable_event') AND subject = e.reference)
-    """,
-    "was refused a checkout page, and has one": """
-        SELECT p.id AS subject FROM payments p JOIN idempotency_keys k ON k.payment_id = p.id
-         WHERE k.answer <> 'payment' AND p.checkout_url IS NOT NULL
     """,
     "is pending, and nobody will ask about it": """
         SELECT id AS subject FROM payments WHERE status = 'pending' AND poll_at IS NULL

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -107,19 +106,13 @@ def _dump(url: str, schema: str, output: Path) -> None:
     be read by all users of the machine. UTF-8 whatever the environment, the role and the database name: a smaller
     encoding has no place for some customer's name.
     """
-    pattern = sql.Identifier(schema).as_string(None)  # exactly this schema
-    options = ["--format=custom", "--encoding=UTF8", "--no-owner", "--no-acl", f"--schema={pattern}"]
-    with _target(url) as (target, env), tempfile.TemporaryFile("w+", errors="replace") as complaint:
-        command = [program("pg_dump"), f"--dbname={target}", f"--file={output}", *options]
-        bar = tqdm(unit="B", unit_scale=True, disable=None, delay=1, leave=False)
-        with bar, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=complaint) as process:
-            try:
-                while process.poll() is None:
-                    time.sleep(0.05)
-                    bar.update(output.stat().st_size - bar.n)
-            finally:
-                process.kill()  # does nothing once it has ended
-        refuse_failed(process, complaint)
+    ours = f"--schema={sql.Identifier(schema).as_string(None)}"  # exactly this schema
+    options = ["--format=custom", "--encoding=UTF8", "--no-owner", "--no-acl", ours, f"--file={output}"]
+    bar = tqdm(unit="B", unit_scale=True, disable=None, delay=1, leave=False)
+    with _target(url) as (target, env), bar, running("pg_dump", f"--dbname={target}", *options, env=env) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            bar.update(output.stat().st_size - bar.n)
 
 
 @contextmanager
@@ -139,13 +132,24 @@ def _target(url: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield "service=paygate", {**env, "PGSERVICEFILE": service.name}
 
 
-def refuse_failed(process: subprocess.Popen[bytes], complaint: IO[str]) -> None:
-    """Raises Refused with the first line of what a program that failed has complained of."""
-    name = Path(str(process.args[0] if isinstance(process.args, list) else process.args)).name
-    complaint.seek(0)
-    if process.returncode:
-        lines = complaint.read().strip().splitlines() or [f"status {process.returncode}"]
-        raise Refused(f"{name}: {lines[0].removeprefix(f'{name}: ')}")
+@contextmanager
+def running(name: str, *options: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of PostgreSQL, until it has ended. Raises Refused with the first line of what it complained of, if it
+    failed."""
+    command, no_input, pipe = [program(name), *options], subprocess.DEVNULL, subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as complaint,
+        subprocess.Popen(command, env=env, stdin=no_input, stdout=pipe, stderr=complaint) as process,
+    ):
+        try:
+            yield process
+            process.wait()
+        finally:
+            process.kill()  # does nothing once it has ended
+        complaint.seek(0)
+        if process.returncode:
+            lines = complaint.read().strip().splitlines() or [f"status {process.returncode}"]
+            raise Refused(f"{name}: {lines[0].removeprefix(f'{name}: ')}")
 
 
 def program(name: str) -> str:

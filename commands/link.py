@@ -43,9 +43,7 @@ def run(arguments: argparse.Namespace, env: commands.Environment, url: str) -> i
     if fields.errors:
         raise Refused("; ".join(f"--{name} {text}" for name, texts in fields.errors.items() for text in texts))
     with db.Database(url, 1) as database:
-        if made.order and links.is_withdrawn(database, values.mode, made.order):
-            raise Refused(f"the links of order {made.order} were withdrawn: give it another number")
-        address = made.address(values, database.secret())
+        address = made.address(values, database)
     try:
         code = segno.make_qr(address) if arguments.qr else None
     except segno.DataOverflowError:

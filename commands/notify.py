@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, env: Environment, url: str) -> int:
         if arguments.test:
             return notify_test(service.settings.notify_url, service.settings.notify_secrets)
         payment = None if arguments.dead else provider.find(service, url, arguments.name)
-        count = outbox.send_again(service.database, service.gateway.mode, payment.id if payment else None)
+        count = service.database.transaction(outbox.send_again, service.gateway.mode, payment.id if payment else None)
     if payment is not None and count == 0:
         raise Refused(f"nobody was told of {payment.id} yet, or it was pruned after RETENTION_DAYS")
     print(f"{count} to be sent again" if count else "none was given up")

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import commands
 import db
-import money
 import paystack
-import refunds
 import settings
 from commands import Environment, Refused
 
@@ -48,7 +46,3 @@ def find(service: Service, url: str, name: str) -> db.Payment:
     if payment.mode != service.gateway.mode:
         raise Refused(f"{payment.id} is a {payment.mode} payment, and the key is a {service.gateway.mode} key")
     return payment
-
-
-def amount_of(refund: refunds.Refund) -> str:
-    return money.readable(refund.amount_minor, refund.currency)

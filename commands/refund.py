@@ -44,7 +44,7 @@ def give_back(arguments: argparse.Namespace, service: provider.Service, request:
     """Say what will be given back, ask, do it, and say what came of it."""
     database, gateway = service.database, service.gateway
     try:
-        charge, amount_minor = database.transaction(refunds.plan, gateway.mode, request)
+        charge, amount_minor = database.run(lambda conn: refunds.plan(conn, gateway.mode, request))
     except refunds.RefundAsked as asked:
         return tell_repetition(arguments, asked)
     what = f"{money.readable(amount_minor, charge.currency)} of {charge.reference}"
@@ -67,7 +67,8 @@ def give_back(arguments: argparse.Namespace, service: provider.Service, request:
 def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -> int:
     refund = asked.refund
     at = f"{refund.created_at:%Y-%m-%d %H:%M} UTC by {refund.made_by}"
-    line = f"asked for already: refund {refund.id} of {provider.amount_of(refund)}, {refund.status}, {at}"
+    amount = money.readable(refund.amount_minor, refund.currency)
+    line = f"asked for already: refund {refund.id} of {amount}, {refund.status}, {at}"
     if arguments.json:
         print(shapes.refund_json(refund, is_repetition="true"))
     if not asked.is_recent:
@@ -81,7 +82,7 @@ def tell_repetition(arguments: argparse.Namespace, asked: refunds.RefundAsked) -
 def tell_refund(arguments: argparse.Namespace, refund: refunds.Refund) -> int:
     if arguments.json:
         print(shapes.refund_json(refund, is_repetition="false"))
-    what = f"refund {refund.id} of {provider.amount_of(refund)}"
+    what = f"refund {refund.id} of {money.readable(refund.amount_minor, refund.currency)}"
     match refund.status:
         case "refused":
             return complain(f"Paystack refused {what}: {refund.refused_because}")

@@ -11,8 +11,6 @@ examples:
 import argparse
 import itertools
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,18 +106,12 @@ def rows_of(file: Path, table: str) -> Iterator[bytes]:
 
     pg_restore prints the file as SQL; none of that is run, so it may be of another version than the server.
     """
-    command = [backup.program("pg_restore"), "--data-only", f"--table={table}", "--file=-", str(file)]
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as complaint,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaint) as process,
-    ):
+    with backup.running("pg_restore", "--data-only", f"--table={table}", "--file=-", str(file)) as process:
         lines = iter(process.stdout or ())
         columns = next((found[1] for line in lines if (found := COPIED.fullmatch(line))), None)
         if columns is not None:
             yield columns
             yield from itertools.takewhile(lambda line: line != b"\\.\n", lines)
         list(lines)  # to their end: else pg_restore fails
-        process.wait()
-        backup.refuse_failed(process, complaint)
     if columns is None:
         raise Refused(f"{file} is no backup of ours: there is no table {table} in it")

@@ -253,10 +253,10 @@ def test_a_notification_is_tried_again_after_its_pause(shop: Shop) -> None:
     paid(shop)
     sent = outbox.claim_notification(shop.app.database, "test", 60)
     assert sent is not None
-    outbox.finish_notification(shop.app.database, sent, "500", is_delivered=False, pause_seconds=300)
+    shop.app.database.transaction(outbox.finish_notification, sent, "500", 300)
     (pause,) = shop.sql("SELECT extract(epoch FROM due_at - now())::float8 AS seconds FROM notifications")
     assert pause["seconds"] == pytest.approx(300, abs=30)
-    outbox.send_again(shop.app.database, "test", sent.payment_id)
+    shop.app.database.transaction(outbox.send_again, "test", sent.payment_id)
     assert outbox.claim_notification(shop.app.database, "test", 60) is not None
 
 

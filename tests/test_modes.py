@@ -206,8 +206,8 @@ def test_nothing_of_the_other_mode_is_sent_again(shop: Shop) -> None:
     payment = paid(shop)
     shop.sql("UPDATE notifications SET due_at = NULL, dead_at = now()")
     for payment_id in (None, payment["id"]):
-        assert outbox.send_again(shop.app.database, "live", payment_id) == 0
-        assert outbox.send_again(shop.app.database, "test", payment_id) == 1
+        assert shop.app.database.transaction(outbox.send_again, "live", payment_id) == 0
+        assert shop.app.database.transaction(outbox.send_again, "test", payment_id) == 1
         shop.sql("UPDATE notifications SET due_at = NULL, dead_at = now()")
 
 

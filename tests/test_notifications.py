@@ -549,7 +549,7 @@ def test_a_change_while_the_one_before_it_ends_is_told(shop: Shop) -> None:
     second_of_two(
         shop,
         lambda database: database.transaction(refunds.apply_refund, "test", refund, "worker"),
-        lambda database: outbox.finish_notification(database, sent, "204", is_delivered=True, pause_seconds=None),
+        lambda database: database.transaction(outbox.finish_notification, sent, "204", None),
     )
     assert deliver(shop) == 1
     assert all(row["delivered_at"] for row in rows(shop))
@@ -561,7 +561,7 @@ def test_a_change_while_the_one_before_it_is_sent_again_waits_for_it(shop: Shop)
     deliver(shop)
     second_of_two(
         shop,
-        lambda database: outbox.send_again(database, "test", payment["id"]),
+        lambda database: database.transaction(outbox.send_again, "test", payment["id"]),
         lambda database: database.transaction(refunds.apply_refund, "test", refund, "worker"),
     )
     assert [row["due_at"] is not None for row in rows(shop)] == [True, False]
@@ -587,5 +587,5 @@ def test_one_that_fails_while_an_earlier_one_is_sent_again_waits_for_it(shop: Sh
     second = outbox.claim_notification(shop.app.database, "test", 60)
     assert second is not None
     till.did("notify", "--dead")
-    outbox.finish_notification(shop.app.database, second, "500", is_delivered=False, pause_seconds=5)
+    shop.app.database.transaction(outbox.finish_notification, second, "500", 5)
     assert [row["due_at"] is not None for row in rows(shop)] == [True, False]

@@ -35,8 +35,8 @@ def test_a_try_that_ends_after_another_delivered_takes_nothing_back(shop: Shop, 
     shop.sql("UPDATE notifications SET due_at = now()")
     quick = outbox.claim_notification(database, "test", 60)
     assert late is not None and quick is not None and late.id == quick.id
-    outbox.finish_notification(database, quick, "200", is_delivered=True, pause_seconds=None)
-    outbox.finish_notification(database, late, "time-out", is_delivered=False, pause_seconds=5)
+    database.transaction(outbox.finish_notification, quick, "200", None)
+    database.transaction(outbox.finish_notification, late, "time-out", 5)
     (row,) = rows(shop)
     assert (row["delivered_at"] is not None, row["due_at"], row["last_outcome"]) == (True, None, "200")
 

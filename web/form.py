@@ -11,11 +11,10 @@ import falcon
 
 import checkout
 import db
-from settings import Settings
 from web import bodies, links, orders, pages
 from web.errors import Problem
-from web.guard import Guard
 from web.languages import Language
+from web.office import Office
 
 LARGEST_FORM = 16 * 1024
 
@@ -70,11 +69,9 @@ class PayForm:
     browser keeps the page. For a link with an order, the order makes one payment: the link opened again shows it.
     """
 
-    def __init__(self, settings: Settings, templates: pages.Templates, opener: checkout.Checkout, guard: Guard) -> None:
-        self.settings = settings
-        self.checkout = opener
-        self.guard = guard
+    def __init__(self, templates: pages.Templates, office: Office) -> None:
         self.templates = templates
+        self.office = office
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         params = {name: value for name, value in req.params.items() if isinstance(value, str)}
@@ -93,14 +90,14 @@ class PayForm:
         form = Form(link, {**fields, "key": fields.get("key") or new_key()})
         # After an error from here on, the form is shown again with the typed text, and may safely be sent again.
         req.context.send_again = lambda notice: self.show(req, resp, replace(form, notice=notice))
-        self.guard.check_rate(req)
+        self.office.guard.check_rate(req)
         current, _ = self.current_try(form)
         req.context.payment = self.id_of(current.key)
         if current.payment and current.state != "opening":
             raise falcon.HTTPSeeOther(current.payment.open_checkout_url or self.address(current.key))
         try:
             order = order_of(current.payment) if current.payment else self.order(form, self.templates.language(req))
-            settled = checkout.start(self.checkout, current.key, order)
+            settled = checkout.start(self.office, current.key, order)
         except Problem as problem:
             self.refuse(req, resp, replace(form, errors=problem.errors or {}))
         except checkout.InFlight:  # a double click: the payment's page goes on as soon as the checkout is open
@@ -112,7 +109,7 @@ class PayForm:
             self.refuse(req, resp, form.anew(notice="changed"))
         else:
             if settled.payment.charge_reference is None and self.is_withdrawn(form):  # meanwhile
-                self.checkout.database.transaction(checkout.cancel, settled.payment, "link")
+                self.office.database.transaction(checkout.cancel, settled.payment, "link")
                 raise Problem("link_withdrawn")
             self.go_on(req, resp, form, settled)
 
@@ -120,7 +117,7 @@ class PayForm:
         """Lead to the checkout, or to the form again if the payment has failed or expired."""
         payment = settled.payment
         if settled.answer == "payment":
-            raise falcon.HTTPSeeOther(payment.open_checkout_url or f"{self.settings.base_path}/pay/{payment.id}")
+            raise falcon.HTTPSeeOther(payment.open_checkout_url or f"{self.office.settings.base_path}/pay/{payment.id}")
         if settled.answer == "payment_expired":
             self.refuse(req, resp, form.anew(notice="over"))
         else:  # the field that the provider refuses
@@ -140,10 +137,10 @@ class PayForm:
         link's. Raises Problem.
         """
         if not links.was_link(names):
-            if not self.settings.pay_form:
+            if not self.office.settings.pay_form:
                 raise Problem("not_found")
             return None
-        link = links.Link.signed(params, self.checkout.database.secret(), self.settings.mode)
+        link = links.Link.signed(params, self.office.database.secret(), self.office.settings.mode)
         if link is None:
             raise Problem("link_refused")
         return link
@@ -167,7 +164,7 @@ class PayForm:
         return chosen, "ended_before" if has_ended else None
 
     def is_withdrawn(self, form: Form) -> bool:
-        return bool(form.order) and links.is_withdrawn(self.checkout.database, self.settings.mode, form.order)
+        return bool(form.order) and links.is_withdrawn(self.office.database, self.office.settings.mode, form.order)
 
     def tries(self, order: str) -> list[Try]:
         """The tries to pay an order, in their order, and the next try, unless there were too many.
@@ -177,7 +174,7 @@ class PayForm:
         tries: list[Try] = []
         for number in range(MOST_TRIES):
             key = links.digest(f"order\0{order}" + (f"\0{number}" if number else ""))
-            tries.append(Try(key, db.find_payment(self.checkout.database, self.id_of(key))))
+            tries.append(Try(key, db.find_payment(self.office.database, self.id_of(key))))
             if tries[-1].payment is None:
                 break
         return tries
@@ -190,14 +187,14 @@ class PayForm:
         if (link := form.link) is not None:
             body |= {"amount": link.amount, "currency": link.currency, "description": link.description or None}
             body["metadata"] = {"order": link.order} if link.order else None
-        order = orders.parse_order(body, self.settings)
+        order = orders.parse_order(body, self.office.settings)
         return replace(order, source="form" if link is None else "link")
 
     def id_of(self, key: bytes) -> str:
-        return db.payment_id_of(self.checkout.database, self.settings.mode, key)
+        return db.payment_id_of(self.office.database, self.office.settings.mode, key)
 
     def address(self, key: bytes) -> str:
-        return f"{self.settings.base_path}/pay/{self.id_of(key)}"
+        return f"{self.office.settings.base_path}/pay/{self.id_of(key)}"
 
 
 def order_of(payment: db.Payment) -> checkout.Order:

@@ -40,8 +40,11 @@ class Link:
         message = urlencode([(name, getattr(self, name)) for name in LINK_MEMBERS]).encode()
         return hmac.new(key, message, hashlib.sha256).hexdigest()[:40]
 
-    def address(self, settings: Settings, secret: bytes) -> str:
-        return f"{settings.public_url}/pay?{self.query(secret, settings.mode)}"
+    def address(self, settings: Settings, database: db.Database) -> str:
+        """Raises db.Impossible if the links of its order were withdrawn."""
+        if self.order and is_withdrawn(database, settings.mode, self.order):
+            raise db.Impossible(f"the links of order {self.order} were withdrawn: give it another number")
+        return f"{settings.public_url}/pay?{self.query(database.secret(), settings.mode)}"
 
     def query(self, secret: bytes, mode: str) -> str:
         members = {name: getattr(self, name) for name in LINK_MEMBERS if getattr(self, name)}

@@ -232,21 +232,16 @@ class Links(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         fields, _ = command(req)
-        settings, database = self.office.settings, self.office.database
         seconds = fields.integer("expires_in", 60, LONGEST_LINK_SECONDS)
-        link = links.Link.asked_for(fields, settings, str(int(time.time()) + seconds) if seconds else "")
+        link = links.Link.asked_for(fields, self.office.settings, str(int(time.time()) + seconds) if seconds else "")
         if fields.get("qr") not in (None, True, False):
             fields.refuse("qr", "must be true or false")
         fields.check()
-        if link.order and links.is_withdrawn(database, settings.mode, link.order):
-            raise Problem("not_possible", f"The links of order {link.order} were withdrawn; give it another number.")
-        url = link.address(settings, database.secret())
+        url = link.address(self.office.settings, self.office.database)
         members = {
             "url": shapes.as_json(url),
             "amount": link.amount,
-            "currency": shapes.as_json(link.currency),
-            "description": shapes.as_json(link.description or None),
-            "order": shapes.as_json(link.order or None),
+            **{name: shapes.as_json(getattr(link, name) or None) for name in ("currency", "description", "order")},
             "expires_at": shapes.as_json(shapes.timestamp(link.ends_at)),
         }
         if fields.get("qr"):

@@ -59,9 +59,8 @@ class Notifier:
             return False
         started = time.monotonic()
         outcome, quiet_seconds = self.send(str(notification.id), notification.body)
-        is_delivered = outcome.startswith("2")
-        pause = None if is_delivered else pause_seconds(notification.tries, quiet_seconds)
-        finish_notification(database, notification, outcome, is_delivered=is_delivered, pause_seconds=pause)
+        pause = None if outcome.startswith("2") else pause_seconds(notification.tries, quiet_seconds)
+        database.transaction(finish_notification, notification, outcome, pause)
         ms = (time.monotonic() - started) * 1000
         logger.info("notified", extra={"payment": notification.payment_id, "outcome": outcome, "ms": round(ms, 1)})
         return True
@@ -113,103 +112,91 @@ def pause_seconds(tries: int, least_seconds: float = 0) -> float | None:
 def claim_notification(database: db.Database, mode: str, lease_seconds: float) -> Notification | None:
     """Lease the notification that is most overdue, and count the try. The payment's next notification is not due before
     this one has ended."""
-
-    def work(conn: db.BoundedConnection) -> Notification | None:
-        row = conn.execute(
-            """
-            WITH due AS (
-                SELECT id FROM notifications WHERE mode = %(mode)s AND due_at <= now()
-                 ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
-            )
-            UPDATE notifications n SET tries = tries + 1, due_at = now() + make_interval(secs => %(lease_seconds)s)
-              FROM due WHERE n.id = due.id
-            RETURNING n.*
-            """,
-            {"mode": mode, "lease_seconds": lease_seconds},
-        ).fetchone()
-        return Notification(row["id"], row["payment_id"], row["tries"], body_of(conn, row)) if row else None
-
-    return database.run(work)
+    rows = database.rows(
+        """
+        WITH due AS (
+            SELECT id FROM notifications WHERE mode = %(mode)s AND due_at <= now()
+             ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        )
+        UPDATE notifications n SET tries = tries + 1, due_at = now() + make_interval(secs => %(lease_seconds)s)
+          FROM due WHERE n.id = due.id
+        RETURNING n.*
+        """,
+        {"mode": mode, "lease_seconds": lease_seconds},
+    )
+    made = (Notification(row["id"], row["payment_id"], row["tries"], body_of(database, row)) for row in rows)
+    return next(made, None)
 
 
-def body_of(conn: db.BoundedConnection, row: dict[str, Any]) -> str:
+def body_of(database: db.Database, row: dict[str, Any]) -> str:
     """The body, the same on every try: the payment as it stood when the notification was made."""
-    found = conn.execute("SELECT * FROM payments WHERE id = %(payment_id)s", row).fetchone()
-    incident = conn.execute("SELECT id, kind, subject FROM incidents WHERE id = %(incident_id)s", row).fetchone()
     data = {"sequence": str(row["sequence"])}
-    if found is not None:
+    for found in database.rows("SELECT * FROM payments WHERE id = %(payment_id)s", row):
         paid_at = row["facts"]["paid_at"]
         payment = db.Payment.of({**found, **row["facts"], "paid_at": paid_at and datetime.fromisoformat(paid_at)})
         data |= {"source": json.dumps(payment.source), "payment": shapes.payment_json(payment, "metadata")}
-    if incident is not None:
+    for incident in database.rows("SELECT id, kind, subject FROM incidents WHERE id = %(incident_id)s", row):
         data["incident"] = json.dumps(incident)
     members = ", ".join(f'"{name}": {value}' for name, value in data.items())
     return f'{{"type": "{row["type"]}", "timestamp": "{shapes.timestamp(row["made_at"])}", "data": {{{members}}}}}'
 
 
 def finish_notification(
-    database: db.Database, notification: Notification, outcome: str, *, is_delivered: bool, pause_seconds: float | None
+    conn: db.BoundedConnection, notification: Notification, outcome: str, pause_seconds: float | None
 ) -> None:
     """Store how a try ended: delivered, to be tried again after `pause_seconds`, or dead. After `delivered` and `dead`
     the payment's next notification is due at once."""
+    is_delivered = outcome.startswith("2")
     values = {**vars(notification), "outcome": outcome, "is_delivered": is_delivered, "pause_seconds": pause_seconds}
-
-    def work(conn: db.BoundedConnection) -> None:
-        # The lock for new notifications: a notification made between the two statements would wait for ever.
-        conn.execute("SELECT FROM payments WHERE id = %(payment_id)s FOR UPDATE", values)
-        conn.execute(
-            """
-            UPDATE notifications
-               SET last_outcome = %(outcome)s,
-                   -- Null if it has to wait for an earlier one, which is sent again.
-                   due_at = CASE WHEN NOT %(is_delivered)s AND due_at IS NOT NULL
-                                 THEN now() + make_interval(secs => %(pause_seconds)s) END,
-                   delivered_at = CASE WHEN %(is_delivered)s THEN clock_timestamp() END,
-                   dead_at = CASE WHEN NOT %(is_delivered)s AND %(pause_seconds)s::float8 IS NULL
-                                  THEN clock_timestamp() END
-             WHERE id = %(id)s AND delivered_at IS NULL
-            """,
-            values,
-        )
-        if is_delivered or pause_seconds is None:
-            _make_first_due(conn, [], [notification.payment_id])
-
-    database.transaction(work)
+    # The lock for new notifications: a notification made between the two statements would wait for ever.
+    conn.execute("SELECT FROM payments WHERE id = %(payment_id)s FOR UPDATE", values)
+    conn.execute(
+        """
+        UPDATE notifications
+           SET last_outcome = %(outcome)s,
+               -- Null if it has to wait for an earlier one, which is sent again.
+               due_at = CASE WHEN NOT %(is_delivered)s AND due_at IS NOT NULL
+                             THEN now() + make_interval(secs => %(pause_seconds)s) END,
+               delivered_at = CASE WHEN %(is_delivered)s THEN clock_timestamp() END,
+               dead_at = CASE WHEN NOT %(is_delivered)s AND %(pause_seconds)s::float8 IS NULL
+                              THEN clock_timestamp() END
+         WHERE id = %(id)s AND delivered_at IS NULL
+        """,
+        values,
+    )
+    if is_delivered or pause_seconds is None:
+        _make_first_due(conn, [], [notification.payment_id])
 
 
-def send_again(database: db.Database, mode: str, payment_id: str | None) -> int:
+def send_again(conn: db.BoundedConnection, mode: str, payment_id: str | None) -> int:
     """Send the last notification of a payment again, or (without a payment) all dead notifications in their order; how
     many."""
-
-    def work(conn: db.BoundedConnection) -> int:
-        rows = conn.execute(
-            """
-            SELECT id, payment_id FROM notifications
-             WHERE %(payment_id)s::text IS NULL AND mode = %(mode)s AND dead_at IS NOT NULL
-            UNION ALL
-            (SELECT id, payment_id FROM notifications WHERE mode = %(mode)s AND payment_id = %(payment_id)s
-              ORDER BY sequence DESC LIMIT 1)
-            """,
-            {"mode": mode, "payment_id": payment_id},
-        ).fetchall()
-        ids, payment_ids = [row["id"] for row in rows], [row["payment_id"] for row in rows]
-        # The lock for making and ending notifications.
-        conn.execute("SELECT FROM payments WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [payment_ids])
-        conn.execute(
-            """
-            UPDATE notifications n SET due_at = NULL, tries = 0, delivered_at = NULL, dead_at = NULL
-             WHERE id = ANY(%(ids)s)
-                -- What comes after one of these waits for it again.
-                OR (payment_id = ANY(%(payment_ids)s) AND delivered_at IS NULL AND dead_at IS NULL AND EXISTS (
-                    SELECT FROM notifications again WHERE again.id = ANY(%(ids)s)
-                       AND again.payment_id = n.payment_id AND again.sequence < n.sequence))
-            """,
-            {"ids": ids, "payment_ids": payment_ids},
-        )
-        _make_first_due(conn, ids, payment_ids)
-        return len(rows)
-
-    return database.transaction(work)
+    rows = conn.execute(
+        """
+        SELECT id, payment_id FROM notifications
+         WHERE %(payment_id)s::text IS NULL AND mode = %(mode)s AND dead_at IS NOT NULL
+        UNION ALL
+        (SELECT id, payment_id FROM notifications WHERE mode = %(mode)s AND payment_id = %(payment_id)s
+          ORDER BY sequence DESC LIMIT 1)
+        """,
+        {"mode": mode, "payment_id": payment_id},
+    ).fetchall()
+    ids, payment_ids = [row["id"] for row in rows], [row["payment_id"] for row in rows]
+    # The lock for making and ending notifications.
+    conn.execute("SELECT FROM payments WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [payment_ids])
+    conn.execute(
+        """
+        UPDATE notifications n SET due_at = NULL, tries = 0, delivered_at = NULL, dead_at = NULL
+         WHERE id = ANY(%(ids)s)
+            -- What comes after one of these waits for it again.
+            OR (payment_id = ANY(%(payment_ids)s) AND delivered_at IS NULL AND dead_at IS NULL AND EXISTS (
+                SELECT FROM notifications again WHERE again.id = ANY(%(ids)s)
+                   AND again.payment_id = n.payment_id AND again.sequence < n.sequence))
+        """,
+        {"ids": ids, "payment_ids": payment_ids},
+    )
+    _make_first_due(conn, ids, payment_ids)
+    return len(rows)
 
 
 def _make_first_due(conn: db.BoundedConnection, ids: list[uuid.UUID], payment_ids: list[str | None]) -> None:

@@ -109,12 +109,11 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
 
     def end(self) -> int | None:
         """Where the request ends; None if more bytes are to come."""
-        if self.length is None:
-            return self.end_of_chunks()
-        end = self.head + self.length
-        if self.length > MOST_BODY:
-            return self.cut()
-        return end if len(self.received) >= end else None
+        end = self.end_of_chunks() if self.length is None else self.head + self.length
+        if end is not None and end <= len(self.received):
+            return end
+        is_too_long = max(self.length or 0, len(self.received) - self.head) > MOST_BODY
+        return self.cut() if is_too_long else None
 
     def end_of_chunks(self) -> int | None:
         while found := CHUNK_SIZE.match(self.received, self.at):
@@ -122,15 +121,12 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
             if size == 0:
                 end = self.received.find(b"\r\n\r\n", found.end() - 2)
                 self.can_go_on = end - self.head <= MOST_UNREAD
-                return end + 4 if end >= 0 else self.cut_if_long()
+                return end + 4 if end >= 0 else None
             if found.end() + size + 2 > len(self.received):
-                return self.cut_if_long()
+                return None
             self.at = found.end() + size + 2
         # A size that is not complete yet, or is no size.
-        return self.cut() if b"\r\n" in self.received[self.at :] else self.cut_if_long()
-
-    def cut_if_long(self) -> int | None:
-        return self.cut() if len(self.received) - self.head > MOST_BODY else None
+        return self.cut() if b"\r\n" in self.received[self.at :] else None
 
     def cut(self) -> int:
         """End the request at the received bytes; do not wait for the rest."""
@@ -293,8 +289,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         conn.begin()
         self.wait(conn, self.cfg.keepalive)
         self.buffered += len(conn.received)
-        if conn.received:
-            self.look(conn)
+        self.look(conn)
 
     def refuse(self, conn: Connection, problem: Problem) -> None:
         """Answer without a thread, if the bytes are no request."""

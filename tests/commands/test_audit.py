@@ -114,7 +114,7 @@ TAMPERED = {
     "a time of payment taken away": (
         "ALTER TABLE payments DROP CONSTRAINT completed_has_paid_at;"
         " UPDATE payments SET paid_at = NULL WHERE id = '{}'",
-        {"is not paid but has a time", PROVES},
+        {PROVES},
     ),
     "an acceptance without a record": (
         "UPDATE payments SET accepted_by = 'operator:nobody' WHERE id = %s",
