@@ -411,9 +411,12 @@ def _is_known(conn: BoundedConnection, event: paystack.Event) -> bool | None:
 
 def next_verify_seconds(age_seconds: float, *, is_answered: bool = True) -> float | None:
     """In how many seconds to verify a payment whose charge has this age; None after the last time. Without an answer a
-    day later at most: the key may be of another account now, which does not know the payment."""
+    day later at most, also for a week after the last time: later the key may be of an account that does not know the
+    payment."""
     seconds = next((days * DAY - age_seconds for days in VERIFIED_DAYS if days * DAY > age_seconds), None)
-    return seconds if is_answered or seconds is None else min(seconds, DAY)
+    if not is_answered and age_seconds < (VERIFIED_DAYS[-1] + 7) * DAY:
+        return min(seconds or DAY, DAY)
+    return seconds
 
 
 def next_import_seconds(awaited_seconds: float) -> float | None:

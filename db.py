@@ -17,9 +17,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import psycopg
-import psycopg.generators
 import psycopg.rows
-import psycopg.sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 

@@ -59,7 +59,8 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Refused:
-    """Paystack takes no payment by this customer or of this amount, or not this `refund`: then no money goes back."""
+    """Paystack does not take what we asked: a payment by this customer or of this amount, or a refund (then `field` is
+    `refund`)."""
 
     field: str
     reason: str

@@ -164,7 +164,7 @@ CREATE TABLE refunds (
     reason text,
     refused_because text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- When our one call began, and when it ended without a refund.
+    -- When our one call began, and when it ended, refused or without an answer.
     sent_at timestamptz,
     send_ended_at timestamptz,
     processed_at timestamptz,

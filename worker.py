@@ -103,7 +103,8 @@ class Worker:
                 pause_seconds = loop()
             except AWAY as error:
                 logger.info(f"worker_{loop.__name__}", extra={"outcome": str(error) or "misconfigured"})
-                pause_seconds = self.pace.quiet_seconds() or self.interval_seconds
+                asked_seconds = self.pace.quiet_seconds() if isinstance(error, paystack.Unavailable) else 0
+                pause_seconds = asked_seconds or self.interval_seconds
             except Exception as error:  # the outermost loop: a bug in one round must not end the polling
                 logger.error(f"worker_{loop.__name__}", exc_info=error)
                 pause_seconds = max(self.interval_seconds, 1)
@@ -240,7 +241,7 @@ POLLS_SECONDS = (5, 10, 20, 40, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE)
 
 @dataclass(frozen=True)
 class Due:
-    """A payment to poll, leased to us at `asked_at`, by the database's clock."""
+    """A payment to poll, as it was read at `asked_at`, by the database's clock."""
 
     payment: Payment
     is_opened: bool
@@ -268,7 +269,7 @@ def poll_next(database: Database, gateway: paystack.Gateway, turn: tuple[str, ..
     except paystack.Misconfigured:
         logger.error("provider_refuses_us", extra={"payment": due.payment.id})
     except paystack.Unavailable:
-        pass  # its refunds were not listed; if the provider asked for quiet, the pace keeps it
+        pass  # its lease ends soon; if the provider asked us to wait, `Pace` makes all loops wait
     except DatabaseUnavailable:
         raise
     except Exception as error:  # a payment that cannot be polled must not delay the others
@@ -288,9 +289,10 @@ def poll(database: Database, gateway: paystack.Gateway, due: Due) -> None:
 def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -> str:
     """Verify each reference up to a payment's current reference; `paid`, `unpaid` or `no_answer`.
 
-    Asks no further once the provider asks us to wait.
+    Raises paystack.Unavailable if the provider asks us to wait: a paid payment keeps its lease then, and is soon due.
     """
     payment, declined, is_answered, is_paid = due.payment, None, True, False
+    wait: paystack.Unavailable | None = None
     started = time.monotonic()
     for attempt in range(1, payment.attempt + 1):
         reference = db.reference_of_attempt(payment.reference, attempt)
@@ -299,6 +301,7 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
         except paystack.Unavailable as unknown:
             is_answered = False
             if unknown.retry_after_seconds is not None:
+                wait = unknown
                 break
             continue
         except paystack.Misconfigured:
@@ -332,6 +335,8 @@ def verify_references(database: Database, gateway: paystack.Gateway, due: Due) -
             ends=ends,
             declined=f"last try declined: {declined}" if declined else None,
         )
+    if wait is not None:
+        raise wait
     return outcome
 
 

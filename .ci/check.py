@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT_ENTRIES, FILE_LINES = 34, 600
-CORE, PRODUCT, TOOLING = 3_000, 6_955, 4_700
+CORE, PRODUCT, TOOLING = 3_000, 6_965, 4_700
 """Lines of code at most. The core is schema.sql and the root's modules, but for the launchers (manage.py,
 gunicorn.conf.py) and paygate.py, which composes the app; the product has these too, web/ and commands/. Tooling is
 proofs/, .ci/ and docs/; local/ is counted beside them, without a limit."""

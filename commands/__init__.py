@@ -54,7 +54,7 @@ def add_json(parser: Parser) -> None:
 
 
 def add_decision(parser: Parser) -> None:
-    """For a command that moves money or removes something: it asks first, and the audit trail names who did it."""
+    """For a command that decides about money or removes something; the audit trail names who did it."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask; needed without a terminal")
     name = os.environ.get("OPERATOR", "").strip() or user_name()

@@ -76,9 +76,14 @@ def write(url: str, file: Path, checkpoint: str) -> None:
             raise Refused(f"{path} is there already: a backup is never overwritten")
     with commands.reading(url) as conn:
         schema = db.only_row(conn, "SELECT current_schema() AS name")["name"]
-    with _new_file(file) as part, _new_file(checkpoint_of(file)) as kept:
-        kept.write_text(f"{checkpoint}\n")
-        _dump(url, schema, part)
+    with _new_file(checkpoint_of(file)) as part:
+        part.write_text(f"{checkpoint}\n")
+    try:
+        with _new_file(file) as part:
+            _dump(url, schema, part)
+    except BaseException:
+        checkpoint_of(file).unlink()
+        raise
 
 
 @contextmanager
@@ -134,8 +139,7 @@ def _target(url: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 @contextmanager
 def running(name: str, *options: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of PostgreSQL, until it has ended. Raises Refused with the first line of what it complained of, if it
-    failed."""
+    """A program of PostgreSQL, until it has ended. If it fails, raises Refused with the first line of its complaint."""
     command, no_input, pipe = [program(name), *options], subprocess.DEVNULL, subprocess.PIPE
     with (
         tempfile.TemporaryFile("w+", errors="replace") as complaint,

@@ -73,10 +73,11 @@ def print_table(payments: Iterator[db.Payment], zone: tzinfo) -> None:
 
 
 def print_json(payments: Iterator[db.Payment]) -> None:
-    print("[", end="")
-    for n, payment in enumerate(payments):
-        print((",\n" if n else "") + shapes.payment_json(payment, *commands.EXPORTED), end="")
-    print("]")
+    separator = "["
+    for payment in payments:
+        print(separator + shapes.payment_json(payment, *commands.EXPORTED), end="")
+        separator = ",\n"
+    print("[]" if separator == "[" else "]")
 
 
 def print_csv(payments: Iterator[db.Payment]) -> None:

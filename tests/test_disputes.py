@@ -103,6 +103,21 @@ def test_a_paid_payment_is_verified_after_1_7_30_90_and_150_days(shop: Shop) -> 
     assert looks == [1, 7, 30, 90, 150, None]
 
 
+@pytest.mark.parametrize("silence", ["500", "429-retry-after"])
+def test_the_last_verification_comes_again_after_no_answer(shop: Shop, sandbox: Sandbox, silence: str) -> None:
+    payment = paid(shop)
+    shop.sql("SET session_replication_role = replica; UPDATE charges SET recorded_at = now() - interval '151 days'")
+    sandbox.reverse(payment["reference"])
+    sandbox.fault("verify", silence)
+    poll(shop)
+    assert incidents(shop) == []
+    (look,) = shop.sql("SELECT extract(epoch FROM poll_at - now())::float8 AS seconds FROM payments")
+    assert look["seconds"] == pytest.approx(DAY, abs=60) if silence == "500" else 100 < look["seconds"] < 200
+    poll(shop)
+    wait_for_refunds(shop)
+    assert incidents(shop) == ["chargeback"]
+
+
 def test_a_paid_payment_without_an_answer_is_asked_about_again(shop: Shop, sandbox: Sandbox) -> None:
     payment = paid(shop)
     sandbox.reverse(payment["reference"])

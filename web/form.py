@@ -79,7 +79,7 @@ class PayForm:
         form = Form(link, {"key": new_key(), **{name: params.get(name, "") for name in links.SIGNED if link}})
         current, notice = self.current_try(form)
         if current.state not in ("", "opening"):
-            raise falcon.HTTPSeeOther(self.address(current.key))
+            raise pages.see_other(self.address(current.key))
         self.show(req, resp, replace(form, notice=notice, is_started=current.payment is not None))
         # Browsers keep the page only for the Back button, with its key and the typed text.
         resp.set_header("Cache-Control", "private, no-cache")
@@ -94,17 +94,17 @@ class PayForm:
         current, _ = self.current_try(form)
         req.context.payment = self.id_of(current.key)
         if current.payment and current.state != "opening":
-            raise falcon.HTTPSeeOther(current.payment.open_checkout_url or self.address(current.key))
+            raise pages.see_other(current.payment.open_checkout_url or self.address(current.key))
         try:
             order = order_of(current.payment) if current.payment else self.order(form, self.templates.language(req))
             settled = checkout.start(self.office, current.key, order)
         except Problem as problem:
             self.refuse(req, resp, replace(form, errors=problem.errors or {}))
         except checkout.InFlight:  # a double click: the payment's page goes on as soon as the checkout is open
-            raise falcon.HTTPSeeOther(self.address(current.key) + "?go=on") from None
+            raise pages.see_other(self.address(current.key) + "?go=on") from None
         except db.KeyReused:
             if form.order:  # somebody was quicker with the same link
-                raise falcon.HTTPSeeOther(self.address(current.key)) from None
+                raise pages.see_other(self.address(current.key)) from None
             # The Back button, and the customer changed the text.
             self.refuse(req, resp, form.anew(notice="changed"))
         else:
@@ -117,7 +117,7 @@ class PayForm:
         """Lead to the checkout, or to the form again if the payment has failed or expired."""
         payment = settled.payment
         if settled.answer == "payment":
-            raise falcon.HTTPSeeOther(payment.open_checkout_url or f"{self.office.settings.base_path}/pay/{payment.id}")
+            raise pages.see_other(payment.open_checkout_url or f"{self.office.settings.base_path}/pay/{payment.id}")
         if settled.answer == "payment_expired":
             self.refuse(req, resp, form.anew(notice="over"))
         else:  # the field that the provider refuses

@@ -152,8 +152,8 @@ class RefundById(Resource):
 
 
 def give_back(office: Office, resp: falcon.Response, request: refunds.Request) -> None:
-    """201; 202 while nobody knows whether Paystack took the refund. It takes one of the slots, so that only so many
-    threads wait for a provider that hangs. Raises Busy, and Problem if Paystack refuses it."""
+    """201; 202 while nobody knows whether Paystack took the refund. The request takes one of the slots, so that only so
+    many threads wait for a provider that hangs. Raises Busy, and Problem if Paystack refuses it."""
     if not office.slots.acquire(blocking=False):
         raise checkout.Busy
     try:

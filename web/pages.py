@@ -105,9 +105,9 @@ class PaymentPage:
         is_back = "reference" in req.params or "trxref" in req.params
         shop_url = with_query(payment.return_url, payment=payment.id) if payment.return_url else None
         if shop_url and is_back:
-            raise falcon.HTTPSeeOther(shop_url)
+            raise see_other(shop_url)
         if payment.open_checkout_url and "go" in req.params:  # a double click, and the payment is open now
-            raise falcon.HTTPSeeOther(payment.open_checkout_url)
+            raise see_other(payment.open_checkout_url)
         state = state_of(payment, is_back=is_back)
         is_live = payment.status == "pending" and state != "cancelled" and req.params.get("refresh") != "off"
         self.templates.show(
@@ -187,3 +187,8 @@ def with_query(url: str, **members: str) -> str:
     parts = urlsplit(url)
     query = "&".join(part for part in (parts.query, urlencode(members)) if part)
     return parts._replace(query=query).geturl()
+
+
+def see_other(url: str) -> falcon.HTTPSeeOther:
+    """To raise: the browser goes on to `url`, in which odd characters are percent-encoded."""
+    return falcon.HTTPSeeOther(falcon.uri.encode_check_escaped(url))

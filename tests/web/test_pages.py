@@ -115,6 +115,9 @@ def test_the_customer_who_comes_back_from_the_checkout_goes_on_to_the_shop(open_
         assert answer.headers["location"] == f"https://shop.example.com/thanks?order=7&payment={payment['id']}#top"
         guarded(answer)
     assert page_of(shop, payment["id"]).status_code == 200
+    odd = shop.created(return_url='https://shop.example.com/?b={x}|y"')
+    address = f"https://shop.example.com/?b=%7Bx%7D%7Cy%22&payment={odd['id']}"
+    assert page_of(shop, odd["id"], "reference=x").headers["location"] == address
     plain = shop.created(return_url="https://shop.example.com")
     assert page_of(shop, plain["id"], "reference=x").headers["location"].endswith(f"example.com?payment={plain['id']}")
 
