@@ -120,7 +120,12 @@ def test_a_payment_never_goes_back_to_an_earlier_reference(psql: Psql, payment_i
 
 def test_a_payment_follows_its_own_charge_for_ever(shop: Shop, psql: Psql) -> None:
     shop.pay(shop.created()["reference"])
-    for change in ("charge_reference = reference || '-2'", "charged_minor = 1", "charge_reference = NULL"):
+    for change in (
+        "charge_reference = reference || '-2'",
+        "charge_reference = NULL",
+        "charged_minor = 1",
+        "charged_currency = 'USD'",
+    ):
         refuses(psql, "a payment keeps its page", f"UPDATE payments SET {change}")
 
 
