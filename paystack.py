@@ -52,7 +52,6 @@ class Opened:
     checkout_url: str
 
 
-@dataclass(frozen=True)
 class Duplicate:
     """The reference was initialized before; Paystack does not give that call's URL again."""
 
@@ -73,12 +72,10 @@ class Unpaid:
     declined: str | None
 
 
-@dataclass(frozen=True)
 class NotFound:
     """Paystack does not know the reference."""
 
 
-@dataclass(frozen=True)
 class UnderWay:
     """Neither paid nor unpaid: the customer is acting, or we do not know the word."""
 

@@ -319,14 +319,18 @@ CREATE FUNCTION proved(columns jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE
 -- incidents, and its events that wait to be applied. A charge is found by its reference: there is no index by payment.
 CREATE FUNCTION payment_digest(payment payments) RETURNS bytea LANGUAGE plpgsql STABLE
     SET search_path FROM CURRENT SET timezone = 'UTC' AS $$
+DECLARE
+    money jsonb;
 BEGIN
-    RETURN sha256(convert_to(jsonb_build_array(
-        proved(to_jsonb(payment)),
-        CASE WHEN payment.charge_reference IS NOT NULL THEN jsonb_build_array(
+    IF payment.charge_reference IS NOT NULL THEN
+        money := jsonb_build_array(
             (SELECT jsonb_agg(proved(to_jsonb(c)) ORDER BY reference COLLATE "C") FROM charges c
               WHERE reference BETWEEN payment.reference AND payment.reference || '-9' AND payment_id = payment.id),
             (SELECT jsonb_agg(proved(to_jsonb(r)) ORDER BY id COLLATE "C") FROM refunds r
-              WHERE payment_id = payment.id)) END,
+              WHERE payment_id = payment.id));
+    END IF;
+    RETURN sha256(convert_to(jsonb_build_array(
+        proved(to_jsonb(payment)), money,
         (SELECT encode(fingerprint, 'hex') FROM idempotency_keys WHERE payment_id = payment.id),
         (SELECT jsonb_agg(proved(to_jsonb(i)) ORDER BY id) FROM incidents i WHERE payment_id = payment.id),
         (SELECT jsonb_agg(encode(e.digest, 'hex') ORDER BY id) FROM provider_events e
