@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import manage
+from local import machine
 from local.sandbox import Sandbox
 from shop import ROOT, Shop, environment, query
 
@@ -45,7 +47,12 @@ class Till:
         """In this process, which is quick. Whoever gives money back or erases here is sure: --yes."""
         words = (*words, "--yes") if words[:1] and words[0] in ("refund", "erase", "resolve") else words
         out, err = io.StringIO(), io.StringIO()
-        with changed_environment({**self.env, **env}), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            changed_environment({**self.env, **env}),
+            patch.object(machine, "RUNNING", self.folder / "running.json"),  # not what a `make run` beside us wrote
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             try:
                 status = manage.main(words)
             except SystemExit as end:
